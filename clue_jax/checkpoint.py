@@ -1,0 +1,107 @@
+"""Training checkpoints: params, optimizer state and JSON metadata, by Orbax.
+
+A checkpoint takes its name only when it is complete, so one that a kill cut short is never seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from clue_jax.errors import UserError
+from clue_jax.train_state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+      directory: made if absent; may be remote.
+      keep: how many of the newest are kept.
+    """
+
+    def __init__(self, directory: str | os.PathLike, keep: int = 3):
+        policy = ocp.training.preservation_policies.LatestN(keep)
+        directory = epath.Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._checkpointer = ocp.training.Checkpointer(
+            directory.resolve(), preservation_policy=policy, cleanup_tmp_directories=True
+        )
+        self._pending: Any = None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.wait()
+        self._checkpointer.close()
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint, or None."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def save(self, state: TrainState, meta: dict[str, Any]) -> None:
+        """Saves in the background, after the save before this one has ended.
+
+        Raises:
+          UserError: if that one failed, or this one cannot start.
+        """
+        # A save still under way would make Orbax skip the next one without an error.
+        self.wait()
+        step = int(state.step)
+        if self.latest_step == step:
+            return
+        if jax.default_backend() == "cpu":
+            # There the arrays are read in place, while the next step may overwrite (donate) them.
+            state = jax.tree.map(jnp.copy, state)
+        items = {"params": state.params, "opt_state": state.opt_state}
+        self._pending = self._checkpointer.save_checkpointables_async(
+            step, items, force=True, custom_metadata=meta
+        )
+        if self._pending is None:
+            raise UserError(f"{self._checkpointer.directory}: step {step} was not saved")
+
+    def wait(self) -> None:
+        """Waits for the save under way.
+
+        Raises:
+          UserError: if it failed.
+        """
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        try:
+            saved = pending.result()
+        except OSError as error:
+            raise UserError(
+                f"{self._checkpointer.directory}: saving failed ({error}); older checkpoints "
+                "are intact"
+            ) from error
+        if not saved:
+            raise UserError(f"{self._checkpointer.directory}: saving failed")
+
+    def latest_meta(self) -> dict[str, Any]:
+        """The metadata of the newest checkpoint."""
+        return self._checkpointer.checkpointables_metadata(self.latest_step).custom_metadata
+
+    def restore(self, like: TrainState) -> TrainState:
+        """Reads the newest checkpoint.
+
+        Args:
+          like: a state with the wanted shapes and shardings (see `train_state.abstract`); the mesh
+            may differ from the one that saved.
+        """
+        step = self.latest_step
+        items = self._checkpointer.load_checkpointables(
+            step, {"params": like.params, "opt_state": like.opt_state}
+        )
+        number = jax.device_put(jnp.int32(step), like.step.sharding)
+        return dataclasses.replace(like, step=number, **items)

@@ -1,0 +1,1 @@
+"""Conversion between our parameters, TF-BERT checkpoints and model directories."""

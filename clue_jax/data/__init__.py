@@ -1,0 +1,1 @@
+"""Pretraining data: what a shard is, what a batch is."""

@@ -1,0 +1,122 @@
+"""What a batch is, and how batches reach the loop ahead of time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+Batch = dict[str, np.ndarray]
+
+# A pretraining batch:
+#   input_ids            int32 [B, T], masks applied
+#   document_ids         int32 [B, T], 1, 2, ... by document in the row, 0 for padding
+#   position_ids         int32 [B, T], counted from each document's start
+#   segment_ids          int32 [B, T]
+#   masked_lm_positions  int32 [B, M]
+#   masked_lm_ids        int32 [B, M]
+#   masked_lm_weights    float32 [B, M], 0 for unused slots and padded rows
+#   next_sentence_labels int32 [B]
+#   next_sentence_weights float32 [B], 0 where there is no pair and for padded rows
+
+_AHEAD = 4
+
+
+def document_columns(document_starts: np.ndarray, lengths: np.ndarray) -> Batch:
+    """Documents and positions of packed rows.
+
+    Args:
+      document_starts: bool [B, T], True where a document begins; slot 0 always begins one.
+      lengths: int [B], slots in use.
+
+    Returns:
+      "document_ids" and "position_ids", int32 [B, T].
+    """
+    slots = np.arange(document_starts.shape[1], dtype=np.int32)
+    used = slots < lengths[:, None]
+    starts = np.maximum.accumulate(np.where(document_starts, slots, 0), axis=1)
+    documents = np.cumsum(document_starts, axis=1, dtype=np.int32)
+    return {
+        "document_ids": np.where(used, documents, 0).astype(np.int32),
+        "position_ids": np.where(used, slots - starts, 0).astype(np.int32),
+    }
+
+
+def pad_batch(batch: Batch, size: int) -> Batch:
+    """Repeats the last row up to `size` rows; the repeats have weight 0."""
+    missing = size - len(next(iter(batch.values())))
+    if not missing:
+        return batch
+    padded = {
+        name: np.concatenate([column, np.repeat(column[-1:], missing, axis=0)])
+        for name, column in batch.items()
+    }
+    for name in ("masked_lm_weights", "next_sentence_weights"):
+        padded[name][size - missing :] = 0
+    return padded
+
+
+def stream(make_batch: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
+    """Makes the batches of steps start..stop-1 in order, some steps ahead, in background threads.
+
+    Both forms give the same batches: tf.data where tensorflow is installed, threads elsewhere.
+
+    Args:
+      make_batch: step -> batch, a pure function.
+      start: the first step.
+      stop: one past the last step.
+    """
+    try:
+        import tensorflow  # noqa: F401
+    except ImportError:
+        return _stream_threads(make_batch, start, stop)
+    return _stream_tf_data(make_batch, start, stop)
+
+
+def _stream_threads(make_batch, start, stop) -> Iterator[Batch]:
+    with ThreadPoolExecutor(1) as pool:
+        pending = deque(pool.submit(make_batch, step) for step in range(start, stop)[:_AHEAD])
+        for step in range(start, stop):
+            batch = pending.popleft().result()
+            if step + _AHEAD < stop:
+                pending.append(pool.submit(make_batch, step + _AHEAD))
+            yield batch
+
+
+def _stream_tf_data(make_batch, start, stop) -> Iterator[Batch]:
+    import tensorflow as tf
+
+    if start >= stop:
+        return
+    failures: list[Exception] = []
+    example = make_batch(start)
+    names = list(example)
+    types = [tf.as_dtype(example[name].dtype) for name in names]
+
+    def values(step: np.int64) -> list[np.ndarray]:
+        try:
+            batch = make_batch(int(step))
+        except Exception as error:  # tf.data would bury its type and message
+            failures.append(error)
+            raise
+        return [batch[name] for name in names]
+
+    def element(step):
+        arrays = tf.numpy_function(values, [step], types, stateful=False)
+        for name, array in zip(names, arrays, strict=True):
+            array.set_shape(example[name].shape)
+        return dict(zip(names, arrays, strict=True))
+
+    with tf.device("cpu"):
+        dataset = tf.data.Dataset.range(start, stop).map(
+            element, num_parallel_calls=2, deterministic=True
+        )
+        dataset = dataset.prefetch(_AHEAD)
+    try:
+        yield from dataset.as_numpy_iterator()
+    except tf.errors.OpError:
+        if failures:
+            raise failures[0] from None
+        raise

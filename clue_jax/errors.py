@@ -1,0 +1,25 @@
+"""The one exception type for faults in what the user gave, and how a command line reports it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """A fault in the user's files or options: one line that names the place and the remedy."""
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Runs a command line's `main`; a `UserError` becomes one line on stderr and exit status 1.
+
+    Anything else is a fault of ours and keeps its traceback.
+    """
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,141 @@
+"""The BERT encoder: embeddings, layers and pooler."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from clue_jax.config import ModelConfig
+from clue_jax.model.layers import (
+    MASK_BIAS,
+    Dropout,
+    FeedForward,
+    SelfAttention,
+    dense,
+    initializer,
+    layer_norm,
+)
+
+
+class EncoderOutput(NamedTuple):
+    """What the encoder gives.
+
+    Attributes:
+      sequence_output: [B, T, D], the last layer.
+      pooled_output: [B, D], tanh of a dense layer on the first position.
+      all_layers: L + 1 arrays [B, T, D], the embeddings first. Under `jax.jit` those that are not
+        used cost nothing.
+    """
+
+    sequence_output: jax.Array
+    pooled_output: jax.Array
+    all_layers: tuple[jax.Array, ...]
+
+
+class Embeddings(nn.Module):
+    """Sum of word, position and segment embeddings, LayerNorm, dropout. [B, T] -> [B, T, D]."""
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    def setup(self):
+        config, init = self.config, initializer(self.config)
+        width = config.hidden_size
+        self.word_embeddings = self.param("word_embeddings", init, (config.vocab_size, width))
+        self.position_embeddings = self.param(
+            "position_embeddings", init, (config.max_position_embeddings, width)
+        )
+        self.token_type_embeddings = self.param(
+            "token_type_embeddings", init, (config.type_vocab_size, width)
+        )
+        self.layer_norm = layer_norm(config, self.dtype, name=None)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def __call__(self, input_ids, segment_ids, position_ids, deterministic):
+        length = input_ids.shape[1]
+        if length > self.config.max_position_embeddings:
+            raise ValueError(
+                f"sequences of {length} tokens, but the model has position embeddings for "
+                f"{self.config.max_position_embeddings}"
+            )
+        if position_ids is None:
+            positions = self.position_embeddings[:length]
+        else:
+            positions = self.position_embeddings[position_ids]
+        x = self.word_embeddings[input_ids] + self.token_type_embeddings[segment_ids] + positions
+        return self.dropout(self.layer_norm(x.astype(self.dtype)), deterministic)
+
+
+class Encoder(nn.Module):
+    """L layers of attention and feed-forward."""
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, bias, deterministic) -> tuple[jax.Array, ...]:
+        outputs = [x]
+        for i in range(self.config.num_hidden_layers):
+            layer = EncoderLayer(self.config, self.dtype, name=f"layer_{i}")
+            outputs.append(layer(outputs[-1], bias, deterministic))
+        return tuple(outputs)
+
+
+class EncoderLayer(nn.Module):
+    """One layer. [B, T, D] -> [B, T, D]."""
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, bias, deterministic) -> jax.Array:
+        x = SelfAttention(self.config, self.dtype, name="attention")(x, bias, deterministic)
+        return FeedForward(self.config, self.dtype, name="feed_forward")(x, deterministic)
+
+
+class Bert(nn.Module):
+    """The encoder with its embeddings and pooler.
+
+    Args:
+      config: the sizes.
+      dtype: of the computation; parameters are float32.
+    """
+
+    config: ModelConfig
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        self.embeddings = Embeddings(self.config, self.dtype)
+        self.encoder = Encoder(self.config, self.dtype)
+        self.pooler = dense(self.config, self.config.hidden_size, self.dtype)
+
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array,
+        segment_ids: jax.Array,
+        position_ids: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> EncoderOutput:
+        """Encodes token ids.
+
+        Args:
+          input_ids: int32 [B, T].
+          attention_mask: [B, T], nonzero for tokens that may be attended to; or [B, T, S], for
+            each query on its own, which keeps documents packed in one row apart.
+          segment_ids: int32 [B, T].
+          position_ids: int32 [B, T]; 0..T-1 when absent.
+          deterministic: no dropout. Otherwise `apply` needs `rngs={"dropout": key}`.
+
+        Raises:
+          ValueError: if T exceeds `max_position_embeddings`.
+        """
+        mask = attention_mask[:, None, None] if attention_mask.ndim == 2 else attention_mask[:, None]
+        bias = (mask == 0) * jnp.float32(MASK_BIAS)
+        x = self.embeddings(input_ids, segment_ids, position_ids, deterministic)
+        all_layers = self.encoder(x, bias, deterministic)
+        pooled = jnp.tanh(self.pooler(all_layers[-1][:, 0]))
+        return EncoderOutput(all_layers[-1], pooled, all_layers)

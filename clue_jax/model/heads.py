@@ -1,0 +1,74 @@
+"""Output heads, and the encoder with the two pretraining heads."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from clue_jax.config import ModelConfig
+from clue_jax.model.encoder import Bert
+from clue_jax.model.layers import ACTIVATIONS, dense, layer_norm, precision
+
+
+class MaskedLMHead(nn.Module):
+    """Scores of the vocabulary at some positions; the output matrix is the word embedding."""
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, word_embeddings: jax.Array) -> jax.Array:
+        """[B, M, D] and [V, D] -> float32 logits [B, M, V]."""
+        x = dense(self.config, self.config.hidden_size, self.dtype, "transform")(hidden)
+        x = layer_norm(self.config, self.dtype)(ACTIVATIONS[self.config.hidden_act](x))
+        logits = jnp.einsum(
+            "BMD,VD->BMV",
+            x,
+            word_embeddings.astype(self.dtype),
+            precision=precision(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return logits + self.param("bias", nn.initializers.zeros, (self.config.vocab_size,))
+
+
+class PretrainingModel(nn.Module):
+    """The encoder with the masked-LM and next-sentence heads.
+
+    Args:
+      config: the sizes.
+      dtype: of the computation; parameters are float32.
+    """
+
+    config: ModelConfig
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        self.bert = Bert(self.config, self.dtype)
+        self.masked_lm = MaskedLMHead(self.config, self.dtype)
+        self.next_sentence = dense(self.config, 2, self.dtype)
+
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array,
+        segment_ids: jax.Array,
+        masked_lm_positions: jax.Array,
+        position_ids: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Logits of both heads.
+
+        Args:
+          input_ids, attention_mask, segment_ids, position_ids, deterministic: see `Bert`.
+          masked_lm_positions: int32 [B, M]. Only these positions go through the masked-LM head.
+
+        Returns:
+          float32 masked-LM logits [B, M, V] and next-sentence logits [B, 2] (0 = is next).
+        """
+        output = self.bert(input_ids, attention_mask, segment_ids, position_ids, deterministic)
+        hidden = jnp.take_along_axis(
+            output.sequence_output, masked_lm_positions[..., None], axis=1
+        )
+        masked_lm = self.masked_lm(hidden, self.bert.embeddings.word_embeddings)
+        return masked_lm, self.next_sentence(output.pooled_output).astype(jnp.float32)

@@ -1,0 +1,131 @@
+"""The parts of an encoder layer.
+
+Dimension letters, here and everywhere: B batch, T sequence length (S where keys differ from
+queries), N heads, H head size, D hidden, F feed-forward, V vocabulary, L layers, M masked slots,
+C classes. Kernels are 2-D, [in, out], as in the original's checkpoints; heads are split in the
+forward pass.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from clue_jax.config import ModelConfig
+
+# The original adds this to masked scores; its softmax in float32 is then exactly 0.
+MASK_BIAS = -10000.0
+
+ACTIVATIONS = {
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+    "gelu_erf": functools.partial(nn.gelu, approximate=False),
+    "relu": nn.relu,
+    "tanh": jnp.tanh,
+    "linear": lambda x: x,
+}
+
+
+def dense(config: ModelConfig, features: int, dtype: jnp.dtype, name: str | None = None):
+    """A fully connected layer with the original's initialisation (normal cut at two deviations)."""
+    return nn.Dense(
+        features,
+        dtype=dtype,
+        precision=precision(dtype),
+        kernel_init=initializer(config),
+        name=name,
+    )
+
+
+def initializer(config: ModelConfig):
+    """Truncated normal, as tensorflow's: cut at two deviations, not rescaled."""
+    return nn.initializers.truncated_normal(config.initializer_range)
+
+
+def precision(dtype: jnp.dtype) -> jax.lax.Precision:
+    """float32 means float32 everywhere: GPUs and TPUs would otherwise round the inputs."""
+    is_float32 = jnp.dtype(dtype) == jnp.float32
+    return jax.lax.Precision.HIGHEST if is_float32 else jax.lax.Precision.DEFAULT
+
+
+def layer_norm(config: ModelConfig, dtype: jnp.dtype, name: str = "layer_norm"):
+    """Normalisation over D, statistics in float32."""
+    return nn.LayerNorm(
+        epsilon=config.layer_norm_eps, dtype=dtype, use_fast_variance=False, name=name
+    )
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    """Zeroes elements with probability `rate`, rounded to 1/256, and rescales the rest exactly.
+
+    One random byte an element instead of four: drawing them is a large part of a small model's
+    step. The numbers depend on the key and the shape alone, not on the mesh.
+
+    Args:
+      x: [..., W].
+      rate: in [0, 1).
+      key: a jax.random key.
+    """
+    dropped = min(255, round(rate * 256))
+    words = -(-x.shape[-1] // 4)
+    random = jax.random.bits(key, (*x.shape[:-1], words), jnp.uint32)
+    random = jax.lax.bitcast_convert_type(random, jnp.uint8).reshape(*x.shape[:-1], 4 * words)
+    keep = random[..., : x.shape[-1]] >= dropped
+    return jnp.where(keep, x * jnp.asarray(256 / (256 - dropped), x.dtype), 0)
+
+
+class Dropout(nn.Module):
+    """Dropout that draws its key from the "dropout" stream; the identity when deterministic."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        if deterministic or self.rate == 0:
+            return x
+        return dropout(x, self.rate, self.make_rng("dropout"))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention, output projection, residual and LayerNorm. [B, T, D] -> [B, T, D]."""
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, bias: jax.Array, deterministic: bool) -> jax.Array:
+        """`bias` [B, 1, T or 1, S] is added to the scores, in float32."""
+        config = self.config
+
+        def heads(name: str) -> jax.Array:
+            y = dense(config, config.hidden_size, self.dtype, name)(x)
+            return y.reshape(*y.shape[:-1], config.num_attention_heads, config.head_size)
+
+        query, key, value = heads("query"), heads("key"), heads("value")
+        query = query * jnp.asarray(config.head_size**-0.5, self.dtype)
+        einsum = functools.partial(jnp.einsum, precision=precision(self.dtype))
+        scores = einsum("BTNH,BSNH->BNTS", query, key).astype(jnp.float32) + bias
+        weights = nn.softmax(scores, axis=-1).astype(self.dtype)
+        weights = Dropout(config.attention_probs_dropout_prob)(weights, deterministic)
+        context = einsum("BNTS,BSNH->BTNH", weights, value).reshape(x.shape)
+        y = dense(config, config.hidden_size, self.dtype, "output")(context)
+        y = Dropout(config.hidden_dropout_prob)(y, deterministic)
+        return layer_norm(config, self.dtype)(x + y)
+
+
+class FeedForward(nn.Module):
+    """Two dense layers, residual and LayerNorm. [B, T, D] -> [B, T, D]."""
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        config = self.config
+        y = dense(config, config.intermediate_size, self.dtype, "intermediate")(x)
+        y = ACTIVATIONS[config.hidden_act](y)
+        y = dense(config, config.hidden_size, self.dtype, "output")(y)
+        y = Dropout(config.hidden_dropout_prob)(y, deterministic)
+        return layer_norm(config, self.dtype)(x + y)

@@ -1,0 +1,102 @@
+"""What a run shows and leaves behind: `metrics.jsonl`, TensorBoard files, a progress bar."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from clue_jax.files import write_text
+
+
+class RunLog:
+    """Records named numbers by step, and shows how far a run is.
+
+    Args:
+      directory: of the run; `metrics.jsonl` and `tensorboard/` are made in it.
+      start_step: entries of later steps, left by a run that was cut, are removed.
+      steps: the length of the run.
+    """
+
+    def __init__(self, directory: str | os.PathLike, start_step: int, steps: int):
+        from tensorboardX import SummaryWriter
+
+        self._path = Path(directory) / "metrics.jsonl"
+        self._drop_after(start_step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._tensorboard = SummaryWriter(
+            str(Path(directory) / "tensorboard"), purge_step=start_step + 1 if start_step else None
+        )
+        self._console = Console(stderr=True)
+        self._steps = steps
+        self._started = time.monotonic()
+        self._start_step = start_step
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task(
+            "training", total=steps, completed=start_step, numbers=""
+        )
+
+    def __enter__(self) -> RunLog:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+        self._file.close()
+        self._tensorboard.close()
+
+    def advance(self, step: int) -> None:
+        """Moves the bar."""
+        self._progress.update(self._task, completed=step)
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        """Records numbers of a step in the files, and shows them."""
+        self._file.write(json.dumps({"step": step, **numbers}) + "\n")
+        self._file.flush()
+        for name, value in numbers.items():
+            self._tensorboard.add_scalar(name, value, step)
+        self._tensorboard.flush()
+        shown = "  ".join(f"{name} {_short(value)}" for name, value in numbers.items())
+        self._progress.update(self._task, completed=step, numbers=shown)
+        if not self._console.is_terminal:
+            self._console.print(
+                f"step {step}/{self._steps}  {shown}  {self._time_left(step)} left",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def _time_left(self, step: int) -> str:
+        done = step - self._start_step
+        spent = time.monotonic() - self._started
+        left = int(spent / done * (self._steps - step)) if done else 0
+        return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+
+    def _drop_after(self, step: int) -> None:
+        if not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError):
+                continue  # a line that a kill cut short
+        write_text(self._path, "".join(kept))
+
+
+def _short(value: float) -> str:
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"

@@ -1,0 +1,1 @@
+"""Pretraining: text to shards to a trained model."""

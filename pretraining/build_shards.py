@@ -1,0 +1,456 @@
+"""Chinese text to pretraining shards: tokenized, whole words marked, packed into rows of T slots."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+from rich.progress import track
+
+from clue_jax.data import records, tfrecords
+from clue_jax.errors import UserError, run_command
+from clue_jax.files import sha256, write_json
+from clue_jax.text import WordPieceTokenizer
+from clue_jax.text.normalize import normalizer
+from clue_jax.text.words import segmented_word_starts
+from pretraining import packing
+from pretraining.corpus import Piece, cut_pieces, is_held_out, read_documents
+from pretraining.masking import Masking, Vocabulary, draw_masks, masked_columns
+
+HELD_OUT = "held-out"
+_GROUP_CHARACTERS = 1 << 18  # documents are tokenized together up to this size
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Builds pretraining shards and their manifest from text files.
+
+    Text is UTF-8, one sentence a line, a blank line between documents.
+    """
+
+    input: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE...")]
+    """Text files."""
+    vocab: str
+    """vocab.txt; a copy is kept beside the shards."""
+    output: str
+    """Folder for the shards. It must not hold shards of other settings."""
+    seq_len: int = 128
+    """T, slots a row, special tokens included."""
+    paragraphs: bool = False
+    """Lines are paragraphs: split them after 。！？；."""
+    packing: Literal["lossless", "original", "pairs"] = "lossless"
+    """lossless: whole documents, long sentences split, nothing dropped. original: the original's
+    DOC-SENTENCES packing, which drops long sentences and short tails. pairs: sentence pairs with a
+    random second half, for next-sentence prediction."""
+    masking: Literal["none", "whole-word", "token"] = "none"
+    """none: masks are drawn while training. Otherwise they are fixed in the shards."""
+    format: Literal["rows", "original"] = "rows"
+    """rows: our shards. original: TFRecords in the original's schema (needs tensorflow and fixed
+    masks)."""
+    dupe_factor: int = 5
+    """Copies of every row with other masks (fixed masks), or passes over the documents (pairs)."""
+    masked_lm_prob: float = 0.15
+    """Share of tokens to mask, for fixed masks."""
+    max_predictions: int = 20
+    """M, masked slots a row, for fixed masks."""
+    held_out: str = "0"
+    """Share of documents set apart in OUTPUT/held-out, such as 0.5% or 0.005; chosen by the hash of
+    the document."""
+    normalization: Literal["none", "t2s"] = "none"
+    """t2s: convert traditional to simplified characters first."""
+    cased: bool = False
+    """Keep capitals and accents (most Chinese vocabularies have none)."""
+    seed: int = 12345
+    """Of masks and pairs."""
+    workers: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
+    """Processes. The shards are the same for any number."""
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Runs the command line; prints and returns the summary."""
+    summary = build(tyro.cli(Settings, args=argv))
+    print(json.dumps(summary))
+    return summary
+
+
+def build(settings: Settings) -> dict[str, Any]:
+    """Builds shards as the settings say.
+
+    Returns:
+      Counts and rates: "rows", "documents", "sentences", "tokens", "unknown_tokens",
+      "dropped_tokens", "padding_share", "held_out_rows", "seconds", "megabytes_per_second".
+
+    Raises:
+      UserError: for bad settings or input; nothing is left behind then.
+    """
+    started = time.monotonic()
+    share = _check(settings)
+    tokenizer = WordPieceTokenizer(settings.vocab, not settings.cased)
+    if tokenizer.vocab_size > 1 << 16:
+        raise UserError(
+            f"{settings.vocab}: {tokenizer.vocab_size} entries; rows hold ids below 65,536"
+        )
+    pieces = cut_pieces(settings.input)
+    output = Path(settings.output)
+    described = _describe(settings)
+    _claim(output, described)
+
+    folders = [output, output / HELD_OUT] if share else [output]
+    written: list[Path] = []
+    totals = [Counter() for _ in folders]
+    shards: list[list[dict[str, Any]]] = [[] for _ in folders]
+    try:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        for parts in _progress(_run_pieces(settings, share, pieces), len(pieces)):
+            for counts, shard_list, part in zip(totals, shards, parts, strict=True):
+                written.append(Path(part["path"]))
+                counts.update(part["counts"])
+                shard_list.append(
+                    {"name": Path(part["path"]).name}
+                    | {key: part["counts"][key] for key in ("rows", "bytes")}
+                )
+        if not totals[0]["rows"]:
+            raise UserError(f"{', '.join(settings.input)}: no text to train on (blank lines only?)")
+        for folder in folders:
+            (folder / "vocab.txt").write_bytes(Path(settings.vocab).read_bytes())
+        # The held-out manifest first: the training manifest makes the build complete.
+        for folder, counts, shard_list in reversed(list(zip(folders, totals, shards, strict=True))):
+            _write_manifest(folder, described, counts, shard_list, tokenizer)
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
+
+    seconds = time.monotonic() - started
+    size = sum(piece.stop - piece.start for piece in pieces)
+    return _summary(totals[0], settings.seq_len) | {
+        "held_out_rows": totals[1]["rows"] if share else 0,
+        "seconds": round(seconds, 2),
+        "megabytes_per_second": round(size / 1e6 / seconds, 2),
+    }
+
+
+def _check(settings: Settings) -> float:
+    if settings.seq_len < 8:
+        raise UserError(f"--seq-len {settings.seq_len} must be at least 8")
+    if settings.dupe_factor < 1 or settings.workers < 1:
+        raise UserError("--dupe-factor and --workers must be at least 1")
+    if settings.format == "original" and settings.masking == "none":
+        raise UserError("--format original needs fixed masks: add --masking whole-word or token")
+    if settings.masking != "none":
+        Masking(settings.masking, settings.masked_lm_prob, settings.max_predictions)
+    text = settings.held_out.strip()
+    try:
+        share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise UserError(f"--held-out {settings.held_out!r}: expected a share such as 0.5% or 0.005")
+    return share
+
+
+def _describe(settings: Settings) -> dict[str, Any]:
+    """The settings that decide what the shards hold, as the manifest keeps them."""
+    masks = ("masked_lm_prob", "max_predictions") if settings.masking != "none" else ()
+    repeats = ("dupe_factor",) if settings.masking != "none" or settings.packing == "pairs" else ()
+    names = ("seq_len", "paragraphs", "packing", "masking", "held_out", "normalization", "seed")
+    kept = {name: getattr(settings, name) for name in (*names, *masks, *repeats)}
+    return {
+        "format": records.FORMAT if settings.format == "rows" else tfrecords.FORMAT,
+        **kept,
+        "pairs": settings.packing == "pairs",
+        "lower_case": not settings.cased,
+        "vocab_sha256": sha256(settings.vocab),
+        "inputs": [
+            {"name": Path(path).name, "bytes": Path(path).stat().st_size} for path in settings.input
+        ],
+    }
+
+
+def _claim(output: Path, described: dict[str, Any]) -> None:
+    """Refuses a folder with other shards; clears one with the same, or an unfinished build."""
+    manifest = output / records.MANIFEST
+    if manifest.exists():
+        old = records.read_manifest(output)
+        for key, value in described.items():
+            if old.get(key) != value:
+                raise UserError(
+                    f"{output}: holds shards built with {key} {old.get(key)!r}, now {value!r}; "
+                    "choose another --output or remove the folder"
+                )
+        manifest.unlink()
+    for folder in (output, output / HELD_OUT):
+        for pattern in ("shard-*.rows", "shard-*.tfrecord"):
+            for path in folder.glob(pattern):
+                path.unlink()
+
+
+def _progress(parts: Iterator[Any], total: int) -> Iterator[Any]:
+    if not sys.stderr.isatty():
+        return parts
+    from rich.console import Console
+
+    return track(parts, "building shards", total=total, console=Console(stderr=True))
+
+
+def _run_pieces(
+    settings: Settings, share: float, pieces: list[Piece]
+) -> Iterator[list[dict[str, Any]]]:
+    """The results of all pieces, in order."""
+    jobs = [(settings, share, piece, number, len(pieces)) for number, piece in enumerate(pieces)]
+    if settings.workers == 1 or len(pieces) == 1:
+        yield from map(_build_piece, jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(settings.workers, len(pieces)), mp_context=context) as pool:
+        try:
+            yield from pool.map(_build_piece, jobs)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _build_piece(job: tuple[Settings, float, Piece, int, int]) -> list[dict[str, Any]]:
+    """Builds the shard of one piece, and its held-out shard: a pure function of the piece."""
+    settings, share, piece, number, count = job
+    tokenizer = WordPieceTokenizer(settings.vocab, not settings.cased)
+    suffix = "rows" if settings.format == "rows" else "tfrecord"
+    name = f"shard-{number:05d}-of-{count:05d}.{suffix}"
+    folders = [Path(settings.output)]
+    parts: list[list[list[str]]] = [[]]
+    if share:
+        folders.append(folders[0] / HELD_OUT)
+        parts.append([])
+    for document in read_documents(piece, settings.paragraphs):
+        parts[-1 if is_held_out(document, share) else 0].append(document)
+    results = []
+    for folder, documents in zip(folders, parts, strict=True):
+        counts: Counter[str] = Counter()
+        tokenized = _tokenize(documents, settings, tokenizer, counts)
+        columns = _columns(_pack(tokenized, settings, tokenizer, number), settings, tokenizer)
+        if settings.masking != "none" and settings.packing != "pairs":
+            columns = _fix_masks(columns, settings, tokenizer, number)
+        _count_rows(columns, tokenizer, settings, counts)
+        path = folder / name
+        if settings.format == "rows":
+            masked = settings.max_predictions if settings.masking != "none" else 0
+            layout = records.RowLayout(settings.seq_len, settings.packing == "pairs", masked)
+            records.write_shard(path, records.pack_rows(layout, columns))
+        else:
+            tfrecords.write_tfrecords(path, _original_columns(columns, settings))
+        counts["bytes"] = path.stat().st_size
+        results.append({"path": str(path), "counts": dict(counts)})
+    return results
+
+
+def _tokenize(
+    documents: list[list[str]],
+    settings: Settings,
+    tokenizer: WordPieceTokenizer,
+    counts: Counter[str],
+) -> Iterator[packing.Document]:
+    normalize = normalizer(settings.normalization)
+    group: list[list[str]] = []
+    size = 0
+    for document in documents:
+        # The original's own mark for the end of a paragraph, which its packing deletes.
+        if settings.packing == "original":
+            document = [sentence.replace("<eop>", "").strip() for sentence in document]
+        group.append([normalize(sentence) for sentence in document])
+        size += sum(map(len, document))
+        if size >= _GROUP_CHARACTERS:
+            yield from _tokenize_group(group, tokenizer, counts)
+            group, size = [], 0
+    yield from _tokenize_group(group, tokenizer, counts)
+
+
+def _tokenize_group(
+    documents: list[list[str]], tokenizer: WordPieceTokenizer, counts: Counter[str]
+) -> Iterator[packing.Document]:
+    sentences = [sentence for document in documents for sentence in document]
+    batch = tokenizer.encode_batch(sentences)
+    starts = segmented_word_starts(sentences, batch)
+    splits = batch.row_splits.tolist()
+    at = 0
+    for document in documents:
+        tokens = [
+            (batch.ids[a:b], starts[a:b])
+            for a, b in zip(
+                splits[at : at + len(document)], splits[at + 1 : at + len(document) + 1], strict=True
+            )
+            if b > a
+        ]
+        at += len(document)
+        if tokens:
+            counts["documents"] += 1
+            counts["sentences"] += len(tokens)
+            counts["text_tokens"] += sum(len(ids) for ids, _ in tokens)
+            yield tokens
+
+
+def _pack(
+    documents: Iterator[packing.Document],
+    settings: Settings,
+    tokenizer: WordPieceTokenizer,
+    number: int,
+) -> list[packing.Row]:
+    ids = settings.seq_len, tokenizer.cls_id, tokenizer.sep_id
+    if settings.packing == "original":
+        return list(packing.pack_original(documents, *ids))
+    if settings.packing == "lossless":
+        # The original's schema has no place for the borders of documents within a row.
+        share_rows = settings.format == "rows"
+        return list(packing.pack_lossless(documents, *ids, share_rows=share_rows))
+    pairs = packing.PairSettings(
+        settings.seq_len,
+        settings.dupe_factor,
+        settings.seed + number,
+        tokenizer.cls_id,
+        tokenizer.sep_id,
+        settings.masking,
+        settings.masked_lm_prob,
+        settings.max_predictions,
+        tokenizer.mask_id,
+        tokenizer.vocab_size,
+    )
+    return packing.pack_pairs(list(documents), pairs)
+
+
+def _columns(
+    rows: list[packing.Row], settings: Settings, tokenizer: WordPieceTokenizer
+) -> dict[str, np.ndarray]:
+    """Rows as arrays (see `records.pack_rows`)."""
+    shape = len(rows), settings.seq_len
+    token_ids = np.full(shape, tokenizer.pad_id, np.int32)
+    word_starts = np.zeros(shape, bool)
+    document_starts = np.zeros(shape, bool)
+    for i, row in enumerate(rows):
+        token_ids[i, : len(row.token_ids)] = row.token_ids
+        word_starts[i, : len(row.token_ids)] = row.word_starts
+        document_starts[i, row.document_starts] = True
+    columns = {
+        "token_ids": token_ids,
+        "length": np.array([len(row.token_ids) for row in rows], np.int32),
+        "word_starts": word_starts,
+        "document_starts": document_starts,
+    }
+    if settings.packing == "pairs":
+        segments = np.zeros(shape, np.int32)
+        for i, row in enumerate(rows):
+            segments[i, : len(row.token_ids)] = row.segment_ids
+        columns["segment_ids"] = segments
+        columns["next_sentence_label"] = np.array([row.is_random_next for row in rows], np.uint8)
+        if settings.masking != "none":
+            masked = np.zeros(shape, bool)
+            targets = token_ids.copy()
+            for i, row in enumerate(rows):
+                masked[i, list(row.masked)] = True
+                targets[i, list(row.masked)] = list(row.masked.values())
+            ids = masked_columns(masked, targets, settings.max_predictions)["masked_lm_ids"]
+            columns |= {"masked": masked, "masked_lm_ids": ids}
+    return columns
+
+
+def _fix_masks(
+    columns: dict[str, np.ndarray], settings: Settings, tokenizer: WordPieceTokenizer, number: int
+) -> dict[str, np.ndarray]:
+    """Repeats the rows, copy by copy, with masks drawn for (seed, copy, shard and row)."""
+    masking = Masking(settings.masking, settings.masked_lm_prob, settings.max_predictions)
+    count = len(columns["length"])
+    columns = {
+        name: np.concatenate([column] * settings.dupe_factor) for name, column in columns.items()
+    }
+    drawn = draw_masks(
+        columns["token_ids"],
+        columns["length"],
+        columns["word_starts"],
+        np.isin(columns["token_ids"], (tokenizer.cls_id, tokenizer.sep_id)),
+        masking,
+        Vocabulary.of(tokenizer),
+        settings.seed,
+        np.repeat(np.arange(settings.dupe_factor), count),
+        (number << 40) + np.tile(np.arange(count), settings.dupe_factor),
+    )
+    masked = np.zeros(columns["token_ids"].shape, bool)
+    weights = drawn["masked_lm_weights"] > 0
+    rows = np.nonzero(weights)[0]
+    masked[rows, drawn["masked_lm_positions"][weights]] = True
+    return columns | {
+        "token_ids": drawn["input_ids"],
+        "masked": masked,
+        "masked_lm_ids": drawn["masked_lm_ids"],
+    }
+
+
+def _original_columns(
+    columns: dict[str, np.ndarray], settings: Settings
+) -> dict[str, np.ndarray]:
+    """Our columns in the original's schema."""
+    masks = masked_columns(columns["masked"], columns["token_ids"], settings.max_predictions)
+    count, seq_len = columns["token_ids"].shape
+    return {
+        "input_ids": columns["token_ids"],
+        "input_mask": (np.arange(seq_len) < columns["length"][:, None]).astype(np.int32),
+        "segment_ids": columns.get("segment_ids", np.zeros((count, seq_len), np.int32)),
+        "masked_lm_positions": masks["masked_lm_positions"],
+        "masked_lm_ids": columns["masked_lm_ids"],
+        "masked_lm_weights": masks["masked_lm_weights"],
+        # The original marks every single-document row as "random next"; nothing reads it.
+        "next_sentence_labels": columns.get("next_sentence_label", np.ones(count, np.uint8)),
+    }
+
+
+def _count_rows(
+    columns: dict[str, np.ndarray],
+    tokenizer: WordPieceTokenizer,
+    settings: Settings,
+    counts: Counter[str],
+) -> None:
+    ids = columns["token_ids"]
+    used = np.arange(ids.shape[1]) < columns["length"][:, None]
+    counts["rows"] = len(ids)
+    counts["tokens"] = int(columns["length"].sum())
+    counts["unknown_tokens"] = int(((ids == tokenizer.unk_id) & used).sum())
+    if settings.packing != "pairs":
+        copies = settings.dupe_factor if settings.masking != "none" else 1
+        frame = used & np.isin(ids, (tokenizer.cls_id, tokenizer.sep_id))
+        kept = (counts["tokens"] - int(frame.sum())) // copies
+        counts["dropped_tokens"] = counts["text_tokens"] - kept
+
+
+def _write_manifest(
+    folder: Path,
+    described: dict[str, Any],
+    counts: Counter[str],
+    shards: list[dict[str, Any]],
+    tokenizer: WordPieceTokenizer,
+) -> None:
+    summary = _summary(counts, described["seq_len"])
+    write_json(
+        folder / records.MANIFEST,
+        {**described, "vocab_size": tokenizer.vocab_size, **summary, "shards": shards},
+    )
+
+
+def _summary(counts: Counter[str], seq_len: int) -> dict[str, Any]:
+    slots = max(1, counts["rows"] * seq_len)
+    names = ("rows", "documents", "sentences", "tokens", "unknown_tokens", "dropped_tokens")
+    summary: dict[str, Any] = {name: counts[name] for name in names}
+    return summary | {"padding_share": round(1 - counts["tokens"] / slots, 4)}
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,172 @@
+"""Masked-LM accuracy and loss of a model on all records of a data folder."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jax.sharding import Mesh
+
+from clue_jax import losses
+from clue_jax.convert import model_dir
+from clue_jax.data.batches import Batch, pad_batch, stream
+from clue_jax.errors import UserError, run_command
+from clue_jax.model import PretrainingModel
+from clue_jax.sharding import check_batch_size, make_mesh, put_batch, state_shardings
+from pretraining.examples import Examples
+from pretraining.masking import Masking
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Evaluates a model directory on pretraining shards, every record once."""
+
+    model: str
+    """Model directory."""
+    data: str
+    """Folder of shards, such as DATA/held-out."""
+    batch_size: int = 32
+    """B, rows a step over all devices; the last batch is padded and the padding not counted."""
+    mesh: str | None = None
+    """Devices, such as data=8 (default: all on data)."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Of the computation (default: float32 on CPU, bfloat16 elsewhere)."""
+    masking: Literal["whole-word", "token"] = "whole-word"
+    """How masks are drawn if the shards have none fixed."""
+    masked_lm_prob: float = 0.15
+    """Share of tokens to mask."""
+    max_predictions: int = 20
+    """M, masked slots a row."""
+    mask_seed: int = 0
+    """Of the drawn masks: the same seed gives the same masks."""
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Runs the command line; prints and returns the result."""
+    settings = tyro.cli(Settings, args=argv)
+    mesh = make_mesh(settings.mesh)
+    loaded = model_dir.load(settings.model)
+    if "masked_lm" not in loaded.params:
+        raise UserError(f"{settings.model}: has no masked-LM head")
+    masking = Masking(settings.masking, settings.masked_lm_prob, settings.max_predictions)
+    examples = Examples(
+        settings.data, loaded.tokenizer.vocab_file, masking, settings.mask_seed
+    )
+    check_sequence_length(examples, loaded.config.max_position_embeddings)
+    params = complete(loaded.params, loaded.config.hidden_size)
+    params = jax.device_put(params, state_shardings(params, mesh))
+    model = PretrainingModel(loaded.config.without_dropout(), compute_dtype(settings.dtype))
+    result = evaluate(model, params, examples, settings.batch_size, mesh)
+    print(json.dumps(result))
+    return result
+
+
+def evaluate(
+    model: PretrainingModel, params: Any, examples: Examples, batch_size: int, mesh: Mesh
+) -> dict[str, Any]:
+    """Exact sums over all records; the last batch is padded with rows of weight 0.
+
+    Returns:
+      "masked_lm_accuracy", "masked_lm_loss" (nats), "predictions", "sequences", for sentence pairs
+      "next_sentence_accuracy" and "next_sentence_loss", and "most_frequent_token_accuracy": that of
+      always answering the commonest label.
+    """
+    check_batch_size(batch_size, mesh)
+    step = jax.jit(functools.partial(eval_step, model=model))
+    sums = Counter()
+    labels: Counter[int] = Counter()
+    for batch in stream(
+        lambda i: _padded_batch(examples, i, batch_size), 0, -(-len(examples) // batch_size)
+    ):
+        used = batch["masked_lm_ids"][batch["masked_lm_weights"] > 0]
+        labels.update(used.tolist())
+        for name, value in jax.device_get(step(params, put_batch(batch, mesh))).items():
+            sums[name] += float(value)
+    predictions = int(sums["masked_lm_weight_sum"])
+    result = {
+        "masked_lm_accuracy": sums["masked_lm_correct_sum"] / max(1, predictions),
+        "masked_lm_loss": sums["masked_lm_loss_sum"] / max(1, predictions),
+        "predictions": predictions,
+        "sequences": len(examples),
+        "most_frequent_token_accuracy": max(labels.values(), default=0) / max(1, predictions),
+    }
+    pairs = sums["next_sentence_weight_sum"]
+    if pairs:
+        result["next_sentence_accuracy"] = sums["next_sentence_correct_sum"] / pairs
+        result["next_sentence_loss"] = sums["next_sentence_loss_sum"] / pairs
+    return result
+
+
+def eval_step(params: Any, batch: Batch, *, model: PretrainingModel) -> dict[str, jax.Array]:
+    """Sums of one batch, dropout off."""
+    return head_sums(model, params, batch)
+
+
+def head_sums(
+    model: PretrainingModel, params: Any, batch: Batch, dropout_key: jax.Array | None = None
+) -> dict[str, jax.Array]:
+    """Loss sums and counts of both heads, as "masked_lm_loss_sum" and so on, float32 scalars."""
+    documents = batch["document_ids"]
+    mask = (documents[:, :, None] == documents[:, None, :]) & (documents[:, None, :] > 0)
+    masked_lm, next_sentence = model.apply(
+        {"params": params},
+        batch["input_ids"],
+        mask,
+        batch["segment_ids"],
+        batch["masked_lm_positions"],
+        batch["position_ids"],
+        deterministic=dropout_key is None,
+        rngs=None if dropout_key is None else {"dropout": dropout_key},
+    )
+    sums = {}
+    for head, logits in (("masked_lm", masked_lm), ("next_sentence", next_sentence)):
+        labels = "ids" if head == "masked_lm" else "labels"
+        head_result = losses.cross_entropy(
+            logits, batch[f"{head}_{labels}"], batch[f"{head}_weights"]
+        )
+        sums |= {f"{head}_{name}": value for name, value in head_result.items()}
+    return sums
+
+
+def _padded_batch(examples: Examples, index: int, batch_size: int) -> Batch:
+    rows = np.arange(index * batch_size, min(len(examples), (index + 1) * batch_size))
+    return pad_batch(examples.batch(rows), batch_size)
+
+
+def check_sequence_length(examples: Examples, longest: int) -> None:
+    """Refuses rows longer than the model's position embeddings.
+
+    Raises:
+      UserError: with both lengths.
+    """
+    if examples.seq_len > longest:
+        raise UserError(
+            f"{examples.directory}: rows of {examples.seq_len} slots, but the model has "
+            f"{longest} positions"
+        )
+
+
+def complete(params: dict[str, Any], hidden_size: int) -> dict[str, Any]:
+    """The parameters with a next-sentence head of zeros if they have none; it is not reported."""
+    if "next_sentence" in params:
+        return params
+    zeros = {"kernel": np.zeros((hidden_size, 2), np.float32), "bias": np.zeros(2, np.float32)}
+    return {**params, "next_sentence": zeros}
+
+
+def compute_dtype(name: str | None) -> jnp.dtype:
+    """The type of the computation: as named, else float32 on CPU and bfloat16 elsewhere."""
+    if name is None:
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
+if __name__ == "__main__":
+    run_command(main)

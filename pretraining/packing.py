@@ -1,0 +1,275 @@
+"""From tokenized documents to rows of T slots, in three ways.
+
+A document is a list of sentences, a sentence a pair (token ids int32 [n], word starts bool [n]).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+Sentence = tuple[np.ndarray, np.ndarray]
+Document = list[Sentence]
+
+
+@dataclass
+class Row:
+    """One row before it is packed into bytes.
+
+    Attributes:
+      token_ids, word_starts: lists of the slots in use, special tokens included.
+      document_starts: slots at which a document begins.
+      segment_ids: list like `token_ids`, for sentence pairs.
+      is_random_next: for sentence pairs.
+      masked: slot -> token to predict, for masks fixed by the packing; `token_ids` has them applied.
+    """
+
+    token_ids: list[int] = field(default_factory=list)
+    word_starts: list[bool] = field(default_factory=list)
+    document_starts: list[int] = field(default_factory=list)
+    segment_ids: list[int] | None = None
+    is_random_next: bool = False
+    masked: dict[int, int] | None = None
+
+
+def pack_lossless(
+    documents: Iterable[Document],
+    seq_len: int,
+    cls_id: int,
+    sep_id: int,
+    share_rows: bool = True,
+) -> Iterator[Row]:
+    """Whole sentences in order, nothing dropped; short documents share a row.
+
+    A sentence goes into the row at hand if it fits whole, else into the next one; one that fits no
+    row is split. Every document's part of a row is framed by [CLS] and [SEP].
+
+    Args:
+      documents: in order.
+      seq_len: T.
+      cls_id, sep_id: ids of [CLS] and [SEP].
+      share_rows: whether a row may hold parts of several documents.
+    """
+    row = Row()
+    for document in documents:
+        is_open = False  # the row at hand holds a part of this document, its [SEP] still to come
+        for ids, starts in document:
+            for at in range(0, len(ids), seq_len - 2):
+                part, part_starts = ids[at : at + seq_len - 2], starts[at : at + seq_len - 2]
+                needed = len(part) + (1 if is_open else 2)
+                if len(row.token_ids) + needed > seq_len:
+                    _close(row, sep_id, is_open)
+                    yield row
+                    row, is_open = Row(), False
+                if not is_open:
+                    row.document_starts.append(len(row.token_ids))
+                    row.token_ids.append(cls_id)
+                    row.word_starts.append(True)
+                    is_open = True
+                row.token_ids.extend(part.tolist())
+                row.word_starts.extend(part_starts.tolist())
+        _close(row, sep_id, is_open)
+        if row.token_ids and not share_rows:
+            yield row
+            row = Row()
+    if row.token_ids:
+        yield row
+
+
+def _close(row: Row, sep_id: int, is_open: bool) -> None:
+    if is_open:
+        row.token_ids.append(sep_id)
+        row.word_starts.append(True)
+
+
+def pack_original(
+    documents: Iterable[Document], seq_len: int, cls_id: int, sep_id: int
+) -> Iterator[Row]:
+    """The original's DOC-SENTENCES packing, with its losses.
+
+    Sentences of T - 2 tokens and more are dropped; so is the last piece of a document, unless it
+    is longer than half a row. Source: CLUEPretrainedModels,
+    baselines/models/roberta/create_pretraining_data.py.
+
+    Args:
+      documents, seq_len, cls_id, sep_id: see `pack_lossless`.
+    """
+    room = seq_len - 2
+    for document in documents:
+        ids: list[int] = []
+        starts: list[bool] = []
+        for sentence_ids, sentence_starts in document:
+            if len(sentence_ids) >= room:
+                continue
+            if len(ids) + len(sentence_ids) > room:
+                yield _framed(ids, starts, cls_id, sep_id)
+                ids, starts = [], []
+            ids = ids + sentence_ids.tolist()
+            starts = starts + sentence_starts.tolist()
+        if len(ids) > room / 2:
+            yield _framed(ids, starts, cls_id, sep_id)
+
+
+def _framed(ids: list[int], starts: list[bool], cls_id: int, sep_id: int) -> Row:
+    return Row([cls_id, *ids, sep_id], [True, *starts, True], [0])
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """Settings of `pack_pairs`; the defaults are the original's.
+
+    Attributes:
+      seq_len: T.
+      dupe_factor: how often every document is gone through.
+      seed: of Python's `random.Random`, drawn from in the original's order.
+      cls_id, sep_id: special ids.
+      short_seq_prob: share of pairs aimed at a random shorter length.
+      masking: "none", "token" or "whole-word" (words by their starts).
+      masked_lm_prob, max_predictions: as in `pretraining.masking`.
+      mask_id, vocab_size: for masks; random tokens come from the whole vocabulary.
+    """
+
+    seq_len: int
+    dupe_factor: int
+    seed: int
+    cls_id: int
+    sep_id: int
+    masking: str = "none"
+    masked_lm_prob: float = 0.15
+    max_predictions: int = 20
+    mask_id: int = -1
+    vocab_size: int = 0
+    short_seq_prob: float = 0.1
+
+
+def pack_pairs(documents: Sequence[Document], settings: PairSettings) -> list[Row]:
+    """Sentence pairs A/B, half of the B from another document, masks as the original draws them.
+
+    With the same seed the rows equal the original's, in order. A chunk of a single sentence always
+    gets a random B, so random pairs are more than half. Source: CLUEPretrainedModels,
+    create_pretraining_data.py.
+    """
+    rng = random.Random(settings.seed)
+    documents = list(documents)
+    rng.shuffle(documents)
+    rows: list[Row] = []
+    for _ in range(settings.dupe_factor):
+        for index in range(len(documents)):
+            rows.extend(_document_pairs(documents, index, settings, rng))
+    rng.shuffle(rows)
+    return rows
+
+
+def _document_pairs(
+    documents: list[Document], index: int, settings: PairSettings, rng: random.Random
+) -> Iterator[Row]:
+    document = documents[index]
+    room = settings.seq_len - 3
+    target = room
+    if rng.random() < settings.short_seq_prob:
+        target = rng.randint(2, room)
+    chunk: list[Sentence] = []
+    length = 0
+    i = 0
+    while i < len(document):
+        chunk.append(document[i])
+        length += len(document[i][0])
+        if i == len(document) - 1 or length >= target:
+            a_end = rng.randint(1, len(chunk) - 1) if len(chunk) >= 2 else 1
+            a = _tokens(chunk[:a_end])
+            is_random = len(chunk) == 1 or rng.random() < 0.5
+            if is_random:
+                b = _random_tokens(documents, index, target - len(a), rng)
+                i -= len(chunk) - a_end  # the sentences that B did not take are used again
+            else:
+                b = _tokens(chunk[a_end:])
+            _truncate(a, b, room, rng)
+            yield _pair(a, b, is_random, settings, rng)
+            chunk, length = [], 0
+        i += 1
+
+
+def _tokens(sentences: Sequence[Sentence]) -> list[tuple[int, bool]]:
+    return [
+        token
+        for ids, starts in sentences
+        for token in zip(ids.tolist(), starts.tolist(), strict=True)
+    ]
+
+
+def _random_tokens(
+    documents: list[Document], index: int, length: int, rng: random.Random
+) -> list[tuple[int, bool]]:
+    for _ in range(10):
+        other = rng.randint(0, len(documents) - 1)
+        if other != index:
+            break
+    document = documents[other]
+    tokens: list[tuple[int, bool]] = []
+    for sentence in document[rng.randint(0, len(document) - 1) :]:
+        tokens.extend(_tokens([sentence]))
+        if len(tokens) >= length:
+            break
+    return tokens
+
+
+def _truncate(a: list, b: list, room: int, rng: random.Random) -> None:
+    while len(a) + len(b) > room:
+        longer = a if len(a) > len(b) else b
+        if rng.random() < 0.5:
+            del longer[0]
+        else:
+            longer.pop()
+
+
+def _pair(
+    a: list[tuple[int, bool]],
+    b: list[tuple[int, bool]],
+    is_random: bool,
+    settings: PairSettings,
+    rng: random.Random,
+) -> Row:
+    cls, sep = (settings.cls_id, True), (settings.sep_id, True)
+    tokens = [cls, *a, sep, *b, sep]
+    row = Row(
+        [token for token, _ in tokens],
+        [start for _, start in tokens],
+        [0],
+        [0] * (len(a) + 2) + [1] * (len(b) + 1),
+        is_random,
+    )
+    if settings.masking != "none":
+        _mask(row, {0, len(a) + 1, len(tokens) - 1}, settings, rng)
+    return row
+
+
+def _mask(row: Row, frame: set[int], settings: PairSettings, rng: random.Random) -> None:
+    words: list[list[int]] = []
+    for slot in range(len(row.token_ids)):
+        if slot in frame:
+            continue
+        joins = settings.masking == "whole-word" and words and not row.word_starts[slot]
+        if joins:
+            words[-1].append(slot)
+        else:
+            words.append([slot])
+    rng.shuffle(words)
+    length = len(row.token_ids)
+    budget = min(
+        settings.max_predictions, max(1, int(round(length * settings.masked_lm_prob)))
+    )
+    row.masked = {}
+    for word in words:
+        if len(row.masked) >= budget:
+            break
+        if len(row.masked) + len(word) > budget:
+            continue
+        for slot in word:
+            row.masked[slot] = row.token_ids[slot]
+            if rng.random() < 0.8:
+                row.token_ids[slot] = settings.mask_id
+            elif rng.random() >= 0.5:
+                row.token_ids[slot] = rng.randint(0, settings.vocab_size - 1)

@@ -176,7 +176,7 @@ _REQUIRED = (
     "num_attention_heads",
     "intermediate_size",
 )
-_INTEGERS = _REQUIRED + ("max_position_embeddings", "type_vocab_size")
+_INTEGERS = (*_REQUIRED, "max_position_embeddings", "type_vocab_size")
 _NUMBERS = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",

@@ -6,9 +6,7 @@ import jax
 import jax.numpy as jnp
 
 
-def cross_entropy(
-    logits: jax.Array, labels: jax.Array, weights: jax.Array
-) -> dict[str, jax.Array]:
+def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> dict[str, jax.Array]:
     """Weighted cross entropy of class logits.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -54,11 +55,13 @@ def scale_by_adam_without_bias_correction(
     This is AdamWeightDecayOptimizer of google-research/bert, `optimization.py`.
     """
 
-    def init(params):
+    def init(params: Any) -> optax.ScaleByAdamState:
         zeros = jax.tree.map(jnp.zeros_like, params)
         return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), zeros, zeros)
 
-    def update(gradients, state, params=None):
+    def update(
+        gradients: Any, state: optax.ScaleByAdamState, params: Any = None
+    ) -> tuple[Any, optax.ScaleByAdamState]:
         del params
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, gradients)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, gradients)
@@ -109,7 +112,7 @@ def decayed(params: Any) -> Any:
     return map_paths(lambda path, _: NO_DECAY.search(path) is None, params)
 
 
-def map_paths(function, tree: Any) -> Any:
+def map_paths(function: Callable[[str, Any], Any], tree: Any) -> Any:
     """Maps `function(path, leaf)` over a tree; a path reads "bert/pooler/kernel"."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: function(jax.tree_util.keystr(path, simple=True, separator="/"), leaf),

@@ -79,7 +79,9 @@ def make_mesh(spec: str | None) -> Mesh:
 
 def state_shardings(tree: Any, mesh: Mesh) -> Any:
     """The sharding of every leaf of a tree of parameters or optimizer state."""
-    return map_paths(lambda path, leaf: NamedSharding(mesh, partition(path, leaf.shape, mesh)), tree)
+    return map_paths(
+        lambda path, leaf: NamedSharding(mesh, partition(path, leaf.shape, mesh)), tree
+    )
 
 
 def partition(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:

@@ -1,4 +1,4 @@
-"""Chinese text to pretraining shards: tokenized, whole words marked, packed into rows of T slots."""
+"""Chinese text to pretraining shards: tokenized, words marked, packed into rows of T slots."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rich.progress import track
 from clue_jax.data import records, tfrecords
 from clue_jax.errors import UserError, run_command
 from clue_jax.files import sha256, write_json
-from clue_jax.text import WordPieceTokenizer
+from clue_jax.text import Tokenizer, copy_vocabulary, load_tokenizer
 from clue_jax.text.normalize import normalizer
 from clue_jax.text.words import segmented_word_starts
 from pretraining import packing
@@ -97,7 +97,7 @@ def build(settings: Settings) -> dict[str, Any]:
     """
     started = time.monotonic()
     share = _check(settings)
-    tokenizer = WordPieceTokenizer(settings.vocab, not settings.cased)
+    tokenizer = load_tokenizer(settings.vocab, not settings.cased)
     if tokenizer.vocab_size > 1 << 16:
         raise UserError(
             f"{settings.vocab}: {tokenizer.vocab_size} entries; rows hold ids below 65,536"
@@ -125,7 +125,7 @@ def build(settings: Settings) -> dict[str, Any]:
         if not totals[0]["rows"]:
             raise UserError(f"{', '.join(settings.input)}: no text to train on (blank lines only?)")
         for folder in folders:
-            (folder / "vocab.txt").write_bytes(Path(settings.vocab).read_bytes())
+            copy_vocabulary(tokenizer, folder)
         # The held-out manifest first: the training manifest makes the build complete.
         for folder, counts, shard_list in reversed(list(zip(folders, totals, shards, strict=True))):
             _write_manifest(folder, described, counts, shard_list, tokenizer)
@@ -226,7 +226,7 @@ def _run_pieces(
 def _build_piece(job: tuple[Settings, float, Piece, int, int]) -> list[dict[str, Any]]:
     """Builds the shard of one piece, and its held-out shard: a pure function of the piece."""
     settings, share, piece, number, count = job
-    tokenizer = WordPieceTokenizer(settings.vocab, not settings.cased)
+    tokenizer = load_tokenizer(settings.vocab, not settings.cased)
     suffix = "rows" if settings.format == "rows" else "tfrecord"
     name = f"shard-{number:05d}-of-{count:05d}.{suffix}"
     folders = [Path(settings.output)]
@@ -234,7 +234,9 @@ def _build_piece(job: tuple[Settings, float, Piece, int, int]) -> list[dict[str,
     if share:
         folders.append(folders[0] / HELD_OUT)
         parts.append([])
-    for document in read_documents(piece, settings.paragraphs):
+    # The original deletes its mark for the end of a paragraph before it packs.
+    removed = "<eop>" if settings.packing == "original" else ""
+    for document in read_documents(piece, settings.paragraphs, removed):
         parts[-1 if is_held_out(document, share) else 0].append(document)
     results = []
     for folder, documents in zip(folders, parts, strict=True):
@@ -259,16 +261,13 @@ def _build_piece(job: tuple[Settings, float, Piece, int, int]) -> list[dict[str,
 def _tokenize(
     documents: list[list[str]],
     settings: Settings,
-    tokenizer: WordPieceTokenizer,
+    tokenizer: Tokenizer,
     counts: Counter[str],
 ) -> Iterator[packing.Document]:
     normalize = normalizer(settings.normalization)
     group: list[list[str]] = []
     size = 0
     for document in documents:
-        # The original's own mark for the end of a paragraph, which its packing deletes.
-        if settings.packing == "original":
-            document = [sentence.replace("<eop>", "").strip() for sentence in document]
         group.append([normalize(sentence) for sentence in document])
         size += sum(map(len, document))
         if size >= _GROUP_CHARACTERS:
@@ -278,7 +277,7 @@ def _tokenize(
 
 
 def _tokenize_group(
-    documents: list[list[str]], tokenizer: WordPieceTokenizer, counts: Counter[str]
+    documents: list[list[str]], tokenizer: Tokenizer, counts: Counter[str]
 ) -> Iterator[packing.Document]:
     sentences = [sentence for document in documents for sentence in document]
     batch = tokenizer.encode_batch(sentences)
@@ -289,7 +288,9 @@ def _tokenize_group(
         tokens = [
             (batch.ids[a:b], starts[a:b])
             for a, b in zip(
-                splits[at : at + len(document)], splits[at + 1 : at + len(document) + 1], strict=True
+                splits[at : at + len(document)],
+                splits[at + 1 : at + len(document) + 1],
+                strict=True,
             )
             if b > a
         ]
@@ -304,7 +305,7 @@ def _tokenize_group(
 def _pack(
     documents: Iterator[packing.Document],
     settings: Settings,
-    tokenizer: WordPieceTokenizer,
+    tokenizer: Tokenizer,
     number: int,
 ) -> list[packing.Row]:
     ids = settings.seq_len, tokenizer.cls_id, tokenizer.sep_id
@@ -330,7 +331,7 @@ def _pack(
 
 
 def _columns(
-    rows: list[packing.Row], settings: Settings, tokenizer: WordPieceTokenizer
+    rows: list[packing.Row], settings: Settings, tokenizer: Tokenizer
 ) -> dict[str, np.ndarray]:
     """Rows as arrays (see `records.pack_rows`)."""
     shape = len(rows), settings.seq_len
@@ -365,7 +366,7 @@ def _columns(
 
 
 def _fix_masks(
-    columns: dict[str, np.ndarray], settings: Settings, tokenizer: WordPieceTokenizer, number: int
+    columns: dict[str, np.ndarray], settings: Settings, tokenizer: Tokenizer, number: int
 ) -> dict[str, np.ndarray]:
     """Repeats the rows, copy by copy, with masks drawn for (seed, copy, shard and row)."""
     masking = Masking(settings.masking, settings.masked_lm_prob, settings.max_predictions)
@@ -395,9 +396,7 @@ def _fix_masks(
     }
 
 
-def _original_columns(
-    columns: dict[str, np.ndarray], settings: Settings
-) -> dict[str, np.ndarray]:
+def _original_columns(columns: dict[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
     """Our columns in the original's schema."""
     masks = masked_columns(columns["masked"], columns["token_ids"], settings.max_predictions)
     count, seq_len = columns["token_ids"].shape
@@ -415,7 +414,7 @@ def _original_columns(
 
 def _count_rows(
     columns: dict[str, np.ndarray],
-    tokenizer: WordPieceTokenizer,
+    tokenizer: Tokenizer,
     settings: Settings,
     counts: Counter[str],
 ) -> None:
@@ -436,7 +435,7 @@ def _write_manifest(
     described: dict[str, Any],
     counts: Counter[str],
     shards: list[dict[str, Any]],
-    tokenizer: WordPieceTokenizer,
+    tokenizer: Tokenizer,
 ) -> None:
     summary = _summary(counts, described["seq_len"])
     write_json(

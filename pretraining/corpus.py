@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from clue_jax.errors import UserError
 
@@ -53,7 +54,7 @@ def cut_pieces(paths: Sequence[str | os.PathLike], size: int = PIECE_BYTES) -> l
     return pieces
 
 
-def _next_border(file, at: int, total: int) -> int:
+def _next_border(file: BinaryIO, at: int, total: int) -> int:
     if at >= total:
         return total
     file.seek(at)
@@ -64,7 +65,7 @@ def _next_border(file, at: int, total: int) -> int:
     return total
 
 
-def read_documents(piece: Piece, paragraphs: bool) -> Iterator[list[str]]:
+def read_documents(piece: Piece, paragraphs: bool, removed: str = "") -> Iterator[list[str]]:
     """The documents of a piece: lists of sentences, stripped and not empty.
 
     Lines end with a line feed only; a line without anything but white space ends a document.
@@ -72,12 +73,13 @@ def read_documents(piece: Piece, paragraphs: bool) -> Iterator[list[str]]:
     Args:
       piece: where to read.
       paragraphs: lines are paragraphs, to be split after 。！？；.
+      removed: deleted from every line first.
 
     Raises:
       UserError: naming the line that is not UTF-8.
     """
     document: list[str] = []
-    with open(piece.path, "rb") as file:
+    with Path(piece.path).open("rb") as file:
         file.seek(piece.start)
         while file.tell() < piece.stop:
             at = file.tell()
@@ -90,6 +92,8 @@ def read_documents(piece: Piece, paragraphs: bool) -> Iterator[list[str]]:
                     f"{piece.path}, line {number}: not UTF-8 text; convert the file first"
                 ) from error
             line = line.lstrip("\ufeff") if at == 0 else line
+            if removed:
+                line = line.replace(removed, "").strip()
             if line:
                 document.extend(split_sentences(line) if paragraphs else [line])
             elif document:
@@ -105,7 +109,7 @@ def split_sentences(paragraph: str) -> list[str]:
 
 
 def is_held_out(document: Iterable[str], share: float) -> bool:
-    """Whether a document belongs to the held-out rows: by its hash, so the same text always does."""
+    """Whether a document is held out: decided by its hash, so the same text always is."""
     if not share:
         return False
     digest = 0
@@ -116,7 +120,7 @@ def is_held_out(document: Iterable[str], share: float) -> bool:
 
 def _line_number(path: str, at: int) -> int:
     lines = 1
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         while at > 0:
             block = file.read(min(at, 1 << 20))
             lines += block.count(b"\n")

@@ -56,9 +56,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if "masked_lm" not in loaded.params:
         raise UserError(f"{settings.model}: has no masked-LM head")
     masking = Masking(settings.masking, settings.masked_lm_prob, settings.max_predictions)
-    examples = Examples(
-        settings.data, loaded.tokenizer.vocab_file, masking, settings.mask_seed
-    )
+    examples = Examples(settings.data, loaded.tokenizer.vocab_file, masking, settings.mask_seed)
     check_sequence_length(examples, loaded.config.max_position_embeddings)
     params = complete(loaded.params, loaded.config.hidden_size)
     params = jax.device_put(params, state_shardings(params, mesh))

@@ -13,7 +13,7 @@ from clue_jax.data.batches import Batch, document_columns
 from clue_jax.data.order import rows_of_step
 from clue_jax.errors import UserError
 from clue_jax.files import sha256
-from clue_jax.text import WordPieceTokenizer
+from clue_jax.text import load_tokenizer
 from pretraining.masking import Masking, Vocabulary, draw_masks, masked_columns
 
 
@@ -50,7 +50,7 @@ class Examples:
             vocab_file = directory / "vocab.txt"
             if not vocab_file.exists():
                 raise UserError(f"{directory}: holds no vocab.txt; name it with --vocab")
-        self.tokenizer = WordPieceTokenizer(vocab_file, self._known("lower_case", True))
+        self.tokenizer = load_tokenizer(vocab_file, self._known("lower_case", True))
         digest = self._known("vocab_sha256", None)
         if digest is not None and digest != sha256(vocab_file):
             raise UserError(

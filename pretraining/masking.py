@@ -15,7 +15,7 @@ import numpy as np
 
 from clue_jax.data.order import mix, uniform
 from clue_jax.errors import UserError
-from clue_jax.text import WordPieceTokenizer
+from clue_jax.text import Tokenizer
 
 MASKINGS = ("none", "whole-word", "token")
 
@@ -52,7 +52,7 @@ class Vocabulary:
     ordinary_ids: np.ndarray
 
     @classmethod
-    def of(cls, tokenizer: WordPieceTokenizer) -> Vocabulary:
+    def of(cls, tokenizer: Tokenizer) -> Vocabulary:
         """Of a tokenizer."""
         special = tokenizer.special_ids
         ordinary = np.setdiff1d(np.arange(tokenizer.vocab_size), special).astype(np.int32)

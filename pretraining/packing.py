@@ -24,7 +24,7 @@ class Row:
       document_starts: slots at which a document begins.
       segment_ids: list like `token_ids`, for sentence pairs.
       is_random_next: for sentence pairs.
-      masked: slot -> token to predict, for masks fixed by the packing; `token_ids` has them applied.
+      masked: slot -> token to predict, for masks drawn here and applied to `token_ids`.
     """
 
     token_ids: list[int] = field(default_factory=list)
@@ -258,9 +258,7 @@ def _mask(row: Row, frame: set[int], settings: PairSettings, rng: random.Random)
             words.append([slot])
     rng.shuffle(words)
     length = len(row.token_ids)
-    budget = min(
-        settings.max_predictions, max(1, int(round(length * settings.masked_lm_prob)))
-    )
+    budget = min(settings.max_predictions, max(1, round(length * settings.masked_lm_prob)))
     row.masked = {}
     for word in words:
         if len(row.masked) >= budget:

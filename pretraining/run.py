@@ -83,7 +83,7 @@ class Settings:
     max_predictions: int = 20
     """M, masked slots a row."""
     adam_b2: float = 0.98
-    """Decay of Adam's second moment; the original has 0.98 in its RoBERTa pretraining, else 0.999."""
+    """Decay of Adam's second moment. The original has 0.98 for RoBERTa pretraining, else 0.999."""
     weight_decay: float = 0.01
     """But for LayerNorm and biases."""
     max_gradient_norm: float = 1.0
@@ -199,9 +199,7 @@ def run(settings: Settings) -> dict[str, Any]:
                     interval = _Interval(step)
                 if held_out and (step % settings.eval_every == 0 or is_last):
                     paused = time.monotonic()
-                    result = evaluate(
-                        eval_model, state.params, held_out, settings.batch_size, mesh
-                    )
+                    result = evaluate(eval_model, state.params, held_out, settings.batch_size, mesh)
                     log.write(step, {f"held_out/{name}": value for name, value in result.items()})
                     interval.pause(time.monotonic() - paused)
                 if step % settings.save_every == 0 or is_last:
@@ -252,7 +250,7 @@ def train_step(
         return loss, sums
 
     (_, sums), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    sums["gradient_norm"] = optax.global_norm(gradients)
+    sums["gradient_norm"] = optax.tree.norm(gradients)
     return state.apply_gradients(gradients, optimizer), sums
 
 

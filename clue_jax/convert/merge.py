@@ -44,8 +44,10 @@ def from_named_tensors(
     absent = [
         head
         for head in HEADS
-        if not any(row.ours.startswith(f"{head}/") and getattr(row, form) in tensors
-                   for row in rows(config))
+        if not any(
+            row.ours.startswith(f"{head}/") and getattr(row, form) in tensors
+            for row in rows(config)
+        )
     ]
     flat: dict[str, np.ndarray] = {}
     faults: list[str] = []

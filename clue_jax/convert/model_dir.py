@@ -22,8 +22,8 @@ from clue_jax.convert.merge import from_named_tensors, to_named_tensors
 from clue_jax.convert.names import HEADS
 from clue_jax.errors import UserError
 from clue_jax.files import atomic_directory, read_json, sha256, write_json
+from clue_jax.text import Tokenizer, WordPieceTokenizer, copy_vocabulary, load_tokenizer
 from clue_jax.text.tokenizer_json import write_tokenizer_files
-from clue_jax.text.wordpiece import WordPieceTokenizer
 
 FORMAT = 1
 _WEIGHTS = "model.safetensors"
@@ -42,7 +42,7 @@ class ModelDirectory:
 
     config: ModelConfig
     params: dict[str, Any]
-    tokenizer: WordPieceTokenizer
+    tokenizer: Tokenizer
     info: dict[str, Any]
 
 
@@ -50,7 +50,7 @@ def save(
     directory: str | os.PathLike,
     params: Mapping[str, Any],
     config: ModelConfig,
-    tokenizer: WordPieceTokenizer,
+    tokenizer: Tokenizer,
     *,
     heads: Mapping[str, str],
     source: str,
@@ -63,7 +63,8 @@ def save(
       directory: replaced as a whole if it exists.
       params: nested dict of arrays; heads that are absent stay absent.
       config: the sizes.
-      tokenizer: its vocabulary file is copied byte for byte.
+      tokenizer: its files are copied byte for byte; Hugging Face tokenizer files are written
+        for WordPiece only.
       heads: head name -> "trained" or "fresh"; those left out are "missing".
       source: where the weights come from, in words.
       max_seq_length: the longest sequence the model was trained on, in tokens.
@@ -80,8 +81,9 @@ def save(
         write_json(
             folder / "config.json", config.to_hugging_face() | {"architectures": [architecture]}
         )
-        (folder / "vocab.txt").write_bytes(Path(tokenizer.vocab_file).read_bytes())
-        write_tokenizer_files(tokenizer, folder, config.max_position_embeddings)
+        copy_vocabulary(tokenizer, folder)
+        if isinstance(tokenizer, WordPieceTokenizer):
+            write_tokenizer_files(tokenizer, folder, config.max_position_embeddings)
         info = {
             "format": FORMAT,
             "task": "pretraining",
@@ -110,7 +112,7 @@ def load(directory: str | os.PathLike) -> ModelDirectory:
         raise UserError(f"{directory}: not a model directory (no config.json)")
     info = _read_info(directory)
     config = ModelConfig.from_hugging_face(directory / "config.json")
-    tokenizer = WordPieceTokenizer(directory / "vocab.txt", info["lower_case"])
+    tokenizer = load_tokenizer(directory / "vocab.txt", info["lower_case"])
     if tokenizer.vocab_size != config.vocab_size:
         raise UserError(
             f"{directory}: vocab.txt has {tokenizer.vocab_size} entries, but config.json says "
@@ -137,4 +139,3 @@ def _read_info(directory: Path) -> dict[str, Any]:
         if (directory / name).exists() and sha256(directory / name) != info["digests"].get(name):
             raise UserError(f"{directory / name}: damaged or replaced; its digest does not match")
     return info
-

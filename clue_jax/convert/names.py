@@ -78,9 +78,7 @@ TABLE: tuple[Row, ...] = (
         f"{_LAYER}/attention/output/dense",
         f"{_HF_LAYER}.attention.output.dense",
     ),
-    *_norm(
-        f"{_LAYER}/attention", f"{_LAYER}/attention/output", f"{_HF_LAYER}.attention.output"
-    ),
+    *_norm(f"{_LAYER}/attention", f"{_LAYER}/attention/output", f"{_HF_LAYER}.attention.output"),
     *_dense(
         f"{_LAYER}/feed_forward/intermediate",
         f"{_LAYER}/intermediate/dense",

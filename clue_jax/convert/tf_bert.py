@@ -99,9 +99,7 @@ def read_bundle(prefix: str | os.PathLike) -> dict[str, np.ndarray]:
         except OSError as error:
             raise UserError(f"{path}: cannot read ({error.strerror})") from error
         if len(data) != entry.size:
-            raise UserError(
-                f"{path}: truncated; {name} needs {entry.size} bytes at {entry.offset}"
-            )
+            raise UserError(f"{path}: truncated; {name} needs {entry.size} bytes at {entry.offset}")
         if masked_crc32c(data.tobytes()) != entry.crc:
             raise UserError(f"{path}: damaged; the checksum of {name} does not match")
         tensors[name] = data.view(entry.dtype).reshape(entry.shape)
@@ -132,10 +130,12 @@ def write_bundle(prefix: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -
     offset = 0
     with atomic_file(f"{prefix}.data-00000-of-00001") as file:
         for name in sorted(tensors, key=str.encode):
-            array = np.ascontiguousarray(tensors[name])
+            array = np.asarray(tensors[name], order="C")
             data = array.reshape(-1).view(np.uint8)
             file.write(data)
-            entry = Entry(array.dtype, array.shape, 0, offset, len(data), masked_crc32c(data.tobytes()))
+            entry = Entry(
+                array.dtype, array.shape, 0, offset, len(data), masked_crc32c(data.tobytes())
+            )
             entries.append((name.encode(), _write_entry(entry)))
             offset += len(data)
     with atomic_file(f"{prefix}.index") as file:
@@ -149,8 +149,10 @@ def _read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     if len(data) < _FOOTER or struct.unpack("<Q", data[-8:])[0] != _MAGIC:
         raise ValueError("the footer is missing")
     at = len(data) - _FOOTER
-    _, at = _read_varint(data, at)  # the meta index: empty
-    _, at = _read_varint(data, at)
+    meta_offset, at = _read_varint(data, at)
+    meta_size, at = _read_varint(data, at)
+    for _ in _read_block(data, meta_offset, meta_size):  # empty; its checksum is verified
+        pass
     index_offset, at = _read_varint(data, at)
     index_size, at = _read_varint(data, at)
     for _, handle in _read_block(data, index_offset, index_size):
@@ -200,7 +202,7 @@ def _write_block(entries: list[tuple[bytes, bytes]]) -> bytes:
     restarts = [0]
     previous = b""
     for i, (key, value) in enumerate(entries):
-        shared = len(os.path.commonprefix([previous, key]))
+        shared = len(os.path.commonprefix([previous, key]))  # noqa: RUF071 (bytes, not paths)
         if i % _RESTART_INTERVAL == 0 and i:
             restarts.append(len(out))
             shared = 0

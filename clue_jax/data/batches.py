@@ -75,7 +75,9 @@ def stream(make_batch: Callable[[int], Batch], start: int, stop: int) -> Iterato
     return _stream_tf_data(make_batch, start, stop)
 
 
-def _stream_threads(make_batch, start, stop) -> Iterator[Batch]:
+def _stream_threads(
+    make_batch: Callable[[int], Batch], start: int, stop: int
+) -> Iterator[Batch]:
     with ThreadPoolExecutor(1) as pool:
         pending = deque(pool.submit(make_batch, step) for step in range(start, stop)[:_AHEAD])
         for step in range(start, stop):
@@ -85,7 +87,9 @@ def _stream_threads(make_batch, start, stop) -> Iterator[Batch]:
             yield batch
 
 
-def _stream_tf_data(make_batch, start, stop) -> Iterator[Batch]:
+def _stream_tf_data(
+    make_batch: Callable[[int], Batch], start: int, stop: int
+) -> Iterator[Batch]:
     import tensorflow as tf
 
     if start >= stop:
@@ -103,7 +107,7 @@ def _stream_tf_data(make_batch, start, stop) -> Iterator[Batch]:
             raise
         return [batch[name] for name in names]
 
-    def element(step):
+    def element(step: tf.Tensor) -> dict[str, tf.Tensor]:
         arrays = tf.numpy_function(values, [step], types, stateful=False)
         for name, array in zip(names, arrays, strict=True):
             array.set_shape(example[name].shape)

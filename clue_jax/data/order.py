@@ -53,9 +53,7 @@ def shuffled(index: np.ndarray, size: int, seed: int, epoch: np.ndarray | int) -
     return value.astype(np.int64)
 
 
-def rows_of_step(
-    step: int, batch_size: int, rows: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def rows_of_step(step: int, batch_size: int, rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The row numbers and epochs of a step's batch, int64 [B] each.
 
     Every epoch visits every row once, in its own order; a batch may span two epochs.

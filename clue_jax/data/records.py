@@ -111,10 +111,7 @@ def _checksums(records: np.ndarray) -> np.ndarray:
     data = records.tobytes()
     end = size - records.dtype["checksum"].itemsize
     return np.array(
-        [
-            google_crc32c.value(data[start : start + end])
-            for start in range(0, len(data), size)
-        ],
+        [google_crc32c.value(data[start : start + end]) for start in range(0, len(data), size)],
         np.uint32,
     )
 

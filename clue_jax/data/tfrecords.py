@@ -100,7 +100,9 @@ class TFRecordShards:
         try:
             parsed = tf.io.parse_example([self._record(row) for row in rows], spec)
         except tf.errors.InvalidArgumentError as error:
-            raise UserError(f"{self._paths[0].parent}: not the original's schema ({error})") from error
+            raise UserError(
+                f"{self._paths[0].parent}: not the original's schema ({error})"
+            ) from error
         columns = {name: value.numpy() for name, value in parsed.items()}
         columns["next_sentence_labels"] = columns["next_sentence_labels"][:, 0]
         return {
@@ -115,14 +117,14 @@ class TFRecordShards:
             file.seek(offset)
             data = file.read(length + 4)
         if struct.unpack("<I", data[length:])[0] != masked_crc32c(data[:length]):
-            raise UserError(
-                f"{self._paths[shard]}: record {row - self._starts[shard]} is damaged"
-            )
+            raise UserError(f"{self._paths[shard]}: record {row - self._starts[shard]} is damaged")
         return data[:length]
 
     def _features(self, record: bytes) -> Mapping[str, Any]:
         example = self._tf.train.Example.FromString(record)
-        missing = [name for name in (*_PER_SLOT, *_PER_MASK) if name not in example.features.feature]
+        missing = [
+            name for name in (*_PER_SLOT, *_PER_MASK) if name not in example.features.feature
+        ]
         if missing:
             raise UserError(f"{self._paths[0]}: records without {', '.join(missing)}")
         return example.features.feature

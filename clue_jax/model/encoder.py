@@ -41,7 +41,7 @@ class Embeddings(nn.Module):
     config: ModelConfig
     dtype: jnp.dtype
 
-    def setup(self):
+    def setup(self) -> None:
         config, init = self.config, initializer(self.config)
         width = config.hidden_size
         self.word_embeddings = self.param("word_embeddings", init, (config.vocab_size, width))
@@ -54,7 +54,13 @@ class Embeddings(nn.Module):
         self.layer_norm = layer_norm(config, self.dtype, name=None)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def __call__(self, input_ids, segment_ids, position_ids, deterministic):
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        segment_ids: jax.Array,
+        position_ids: jax.Array | None,
+        deterministic: bool,
+    ) -> jax.Array:
         length = input_ids.shape[1]
         if length > self.config.max_position_embeddings:
             raise ValueError(
@@ -76,7 +82,7 @@ class Encoder(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x, bias, deterministic) -> tuple[jax.Array, ...]:
+    def __call__(self, x: jax.Array, bias: jax.Array, deterministic: bool) -> tuple[jax.Array, ...]:
         outputs = [x]
         for i in range(self.config.num_hidden_layers):
             layer = EncoderLayer(self.config, self.dtype, name=f"layer_{i}")
@@ -91,7 +97,7 @@ class EncoderLayer(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x, bias, deterministic) -> jax.Array:
+    def __call__(self, x: jax.Array, bias: jax.Array, deterministic: bool) -> jax.Array:
         x = SelfAttention(self.config, self.dtype, name="attention")(x, bias, deterministic)
         return FeedForward(self.config, self.dtype, name="feed_forward")(x, deterministic)
 
@@ -107,7 +113,7 @@ class Bert(nn.Module):
     config: ModelConfig
     dtype: jnp.dtype = jnp.float32
 
-    def setup(self):
+    def setup(self) -> None:
         self.embeddings = Embeddings(self.config, self.dtype)
         self.encoder = Encoder(self.config, self.dtype)
         self.pooler = dense(self.config, self.config.hidden_size, self.dtype)
@@ -133,7 +139,8 @@ class Bert(nn.Module):
         Raises:
           ValueError: if T exceeds `max_position_embeddings`.
         """
-        mask = attention_mask[:, None, None] if attention_mask.ndim == 2 else attention_mask[:, None]
+        queries = (None, None) if attention_mask.ndim == 2 else (None,)
+        mask = attention_mask[:, *queries]
         bias = (mask == 0) * jnp.float32(MASK_BIAS)
         x = self.embeddings(input_ids, segment_ids, position_ids, deterministic)
         all_layers = self.encoder(x, bias, deterministic)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from clue_jax.config import ModelConfig
-from clue_jax.model.encoder import Bert
+from clue_jax.model.encoder import Bert, EncoderOutput
 from clue_jax.model.layers import ACTIVATIONS, dense, layer_norm, precision
 
 
@@ -43,7 +43,7 @@ class PretrainingModel(nn.Module):
     config: ModelConfig
     dtype: jnp.dtype = jnp.float32
 
-    def setup(self):
+    def setup(self) -> None:
         self.bert = Bert(self.config, self.dtype)
         self.masked_lm = MaskedLMHead(self.config, self.dtype)
         self.next_sentence = dense(self.config, 2, self.dtype)
@@ -67,8 +67,20 @@ class PretrainingModel(nn.Module):
           float32 masked-LM logits [B, M, V] and next-sentence logits [B, 2] (0 = is next).
         """
         output = self.bert(input_ids, attention_mask, segment_ids, position_ids, deterministic)
-        hidden = jnp.take_along_axis(
-            output.sequence_output, masked_lm_positions[..., None], axis=1
-        )
-        masked_lm = self.masked_lm(hidden, self.bert.embeddings.word_embeddings)
+        masked_lm = self._masked_lm_logits(output, masked_lm_positions)
         return masked_lm, self.next_sentence(output.pooled_output).astype(jnp.float32)
+
+    def masked_lm_only(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array,
+        segment_ids: jax.Array,
+        masked_lm_positions: jax.Array,
+    ) -> jax.Array:
+        """The masked-LM logits alone, no dropout; the next-sentence head may be missing."""
+        output = self.bert(input_ids, attention_mask, segment_ids)
+        return self._masked_lm_logits(output, masked_lm_positions)
+
+    def _masked_lm_logits(self, output: EncoderOutput, positions: jax.Array) -> jax.Array:
+        hidden = jnp.take_along_axis(output.sequence_output, positions[..., None], axis=1)
+        return self.masked_lm(hidden, self.bert.embeddings.word_embeddings)

@@ -28,7 +28,9 @@ ACTIVATIONS = {
 }
 
 
-def dense(config: ModelConfig, features: int, dtype: jnp.dtype, name: str | None = None):
+def dense(
+    config: ModelConfig, features: int, dtype: jnp.dtype, name: str | None = None
+) -> nn.Dense:
     """A fully connected layer with the original's initialisation (normal cut at two deviations)."""
     return nn.Dense(
         features,
@@ -39,7 +41,7 @@ def dense(config: ModelConfig, features: int, dtype: jnp.dtype, name: str | None
     )
 
 
-def initializer(config: ModelConfig):
+def initializer(config: ModelConfig) -> nn.initializers.Initializer:
     """Truncated normal, as tensorflow's: cut at two deviations, not rescaled."""
     return nn.initializers.truncated_normal(config.initializer_range)
 
@@ -50,7 +52,9 @@ def precision(dtype: jnp.dtype) -> jax.lax.Precision:
     return jax.lax.Precision.HIGHEST if is_float32 else jax.lax.Precision.DEFAULT
 
 
-def layer_norm(config: ModelConfig, dtype: jnp.dtype, name: str = "layer_norm"):
+def layer_norm(
+    config: ModelConfig, dtype: jnp.dtype, name: str | None = "layer_norm"
+) -> nn.LayerNorm:
     """Normalisation over D, statistics in float32."""
     return nn.LayerNorm(
         epsilon=config.layer_norm_eps, dtype=dtype, use_fast_variance=False, name=name
@@ -101,15 +105,16 @@ class SelfAttention(nn.Module):
 
         def heads(name: str) -> jax.Array:
             y = dense(config, config.hidden_size, self.dtype, name)(x)
-            return y.reshape(*y.shape[:-1], config.num_attention_heads, config.head_size)
+            y = y.reshape(*y.shape[:-1], config.num_attention_heads, config.head_size)
+            return y.swapaxes(1, 2)  # [B, N, T, H]: batch dimensions first is 3x faster on a CPU
 
         query, key, value = heads("query"), heads("key"), heads("value")
         query = query * jnp.asarray(config.head_size**-0.5, self.dtype)
         einsum = functools.partial(jnp.einsum, precision=precision(self.dtype))
-        scores = einsum("BTNH,BSNH->BNTS", query, key).astype(jnp.float32) + bias
+        scores = einsum("BNTH,BNSH->BNTS", query, key).astype(jnp.float32) + bias
         weights = nn.softmax(scores, axis=-1).astype(self.dtype)
         weights = Dropout(config.attention_probs_dropout_prob)(weights, deterministic)
-        context = einsum("BNTS,BSNH->BTNH", weights, value).reshape(x.shape)
+        context = einsum("BNTS,BNSH->BNTH", weights, value).swapaxes(1, 2).reshape(x.shape)
         y = dense(config, config.hidden_size, self.dtype, "output")(context)
         y = Dropout(config.hidden_dropout_prob)(y, deterministic)
         return layer_norm(config, self.dtype)(x + y)

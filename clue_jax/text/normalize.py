@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
+from typing import Any
 
 from clue_jax.errors import UserError
 
@@ -23,9 +24,7 @@ def normalizer(name: str) -> Callable[[str], str]:
       UserError: for any other name.
     """
     if name not in NORMALIZATIONS:
-        raise UserError(
-            f"unknown normalization {name!r}; known: {', '.join(NORMALIZATIONS)}"
-        )
+        raise UserError(f"unknown normalization {name!r}; known: {', '.join(NORMALIZATIONS)}")
     return traditional_to_simplified if name == "t2s" else str
 
 
@@ -36,7 +35,7 @@ def traditional_to_simplified(text: str) -> str:
 
 
 @functools.cache
-def _opencc():
+def _opencc() -> Any:
     import opencc
 
     return opencc.OpenCC("t2s")

@@ -65,8 +65,7 @@ def write_tokenizer_files(
             "single": first,
             "pair": first + second,
             "special_tokens": {
-                token: {"id": token, "ids": [ids[token]], "tokens": [token]}
-                for token in (cls, sep)
+                token: {"id": token, "ids": [ids[token]], "tokens": [token]} for token in (cls, sep)
             },
         },
         "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},

@@ -85,6 +85,7 @@ class WordPieceTokenizer:
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
             self._token_ids[token] for token in SPECIAL_TOKENS
         )
+        self.special_ids = special_ids(self.vocabulary)
         self._longest = max(len(token) for token in self.vocabulary)
         self._classes = np.zeros(_CODE_POINTS, np.uint8)
         self._single_ids = np.zeros(_CODE_POINTS, np.int32)
@@ -95,17 +96,6 @@ class WordPieceTokenizer:
     def vocab_size(self) -> int:
         """V, the number of lines of the vocabulary."""
         return len(self.vocabulary)
-
-    @property
-    def special_ids(self) -> np.ndarray:
-        """Ids that stand for no text: the special tokens and the `[unused..]` places."""
-        return np.array(
-            [
-                i
-                for i, token in enumerate(self.vocabulary)
-                if token in SPECIAL_TOKENS or token.startswith("[unused")
-            ]
-        )
 
     def token_id(self, token: str) -> int | None:
         """The id of a token, or None."""
@@ -326,6 +316,24 @@ def read_vocabulary(vocab_file: str | os.PathLike) -> list[str]:
             f"{', '.join(SPECIAL_TOKENS)} (pretraining.build_vocab makes one)"
         )
     return vocabulary
+
+
+def special_ids(vocabulary: Sequence[str]) -> np.ndarray:
+    """Ids that stand for no text: the special tokens and the `[unused..]` places."""
+    return np.array(
+        [
+            i
+            for i, token in enumerate(vocabulary)
+            if token in SPECIAL_TOKENS or token.startswith("[unused")
+        ],
+        np.int32,
+    )
+
+
+def normalize(text: str, lower_case: bool = True) -> str:
+    """The characters of a text that can become tokens: cleaned, accents and capitals removed."""
+    chunks = (_normalize(chunk) if lower_case else chunk for chunk in _chunks(text))
+    return "".join(c for chunk in chunks for c, _ in chunk if not c.isspace())
 
 
 def is_cjk(character: str) -> bool:

@@ -1,0 +1,120 @@
+"""What all tests share: 8 virtual devices, a small model, small shards, the reference data."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+# CLUE_JAX_WITHOUT=tensorflow makes the named packages impossible to import, here and in child
+# processes (tests/without/sitecustomize.py), to test machines that lack them.
+if os.environ.get("CLUE_JAX_WITHOUT"):
+    sys.path.insert(0, os.path.join(os.path.dirname(__file__), "without"))
+    import sitecustomize  # noqa: F401
+
+    sys.modules.pop("sitecustomize", None)
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from clue_jax.config import ModelConfig
+from clue_jax.convert import model_dir
+from clue_jax.text import WordPieceTokenizer
+from pretraining import build_shards, build_vocab
+
+ROOT = Path(__file__).parent.parent
+SAMPLE = ROOT / "pretraining" / "sample_zh.txt"
+SHARED = Path(os.environ.get("CLUE_JAX_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference recordings and real data, which the project does not ship."""
+    if not SHARED.is_dir():
+        pytest.skip(f"the reference data is not at {SHARED} (set CLUE_JAX_SHARED)")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def vocab_file(tmp_path_factory) -> Path:
+    """A vocabulary made from the sample text."""
+    path = tmp_path_factory.mktemp("vocab") / "vocab.txt"
+    build_vocab.main(["--input", str(SAMPLE), "--output", str(path), "--size", "1200"])
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer(vocab_file) -> WordPieceTokenizer:
+    return WordPieceTokenizer(vocab_file)
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory, vocab_file) -> Path:
+    """Shards of the sample text, T=32, masks drawn while training, some documents held out."""
+    folder = tmp_path_factory.mktemp("shards")
+    build(vocab_file, folder, "--held-out", "0.2")
+    return folder
+
+
+def build(vocab_file: Path, folder: Path, *options: str) -> dict:
+    """Shards of the sample text."""
+    return build_shards.main(
+        ["--input", str(SAMPLE), "--vocab", str(vocab_file), "--output", str(folder)]
+        + ["--seq-len", "32", "--max-predictions", "5", "--workers", "1", *options]
+    )
+
+
+def micro_config(vocab_size: int, **changes) -> ModelConfig:
+    """A model small enough for tests."""
+    sizes = {
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+    }
+    return ModelConfig(**{**sizes, **changes})
+
+
+def random_params(config: ModelConfig, seed: int = 0) -> dict:
+    """Parameters that are random everywhere, LayerNorm and biases included."""
+    from clue_jax.convert.merge import nest
+    from clue_jax.convert.names import shapes
+
+    random = np.random.default_rng(seed)
+    flat = {}
+    for path, shape in shapes(config).items():
+        values = random.normal(0, 0.05, shape).astype(np.float32)
+        flat[path] = values + np.float32(path.endswith("scale"))
+    return nest(flat)
+
+
+@pytest.fixture(scope="session")
+def micro_model(tmp_path_factory, tokenizer) -> Path:
+    """A model directory with random weights."""
+    folder = tmp_path_factory.mktemp("micro") / "model"
+    config = micro_config(tokenizer.vocab_size)
+    model_dir.save(
+        folder,
+        random_params(config),
+        config,
+        tokenizer,
+        heads={"masked_lm": "trained", "next_sentence": "fresh"},
+        source="random numbers",
+        max_seq_length=32,
+    )
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _eight_devices():
+    assert jax.device_count() == 8

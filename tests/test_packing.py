@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from conftest import SAMPLE
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clue_jax.errors import UserError
+from clue_jax.text import WordPieceTokenizer, words
+from clue_jax.text.normalize import normalizer, traditional_to_simplified
+from pretraining import build_shards, corpus, packing
+from pretraining.corpus import Piece, cut_pieces, read_documents, split_sentences
+
+CLS, SEP = 2, 3
+
+documents_strategy = st.lists(
+    st.lists(st.lists(st.integers(10, 99), min_size=1, max_size=30), min_size=1, max_size=6),
+    max_size=8,
+)
+
+
+def as_documents(lists):
+    return [
+        [(np.array(s, np.int32), np.arange(len(s)) % 3 == 0) for s in document]
+        for document in lists
+    ]
+
+
+@settings(max_examples=200, deadline=None)
+@given(documents_strategy, st.integers(8, 24), st.booleans())
+def test_lossless_packing_loses_nothing(lists, seq_len, share_rows):
+    rows = list(packing.pack_lossless(as_documents(lists), seq_len, CLS, SEP, share_rows))
+    expected = [token for document in lists for sentence in document for token in sentence]
+    tokens, starts = [], []
+    for row in rows:
+        assert len(row.token_ids) == len(row.word_starts) <= seq_len
+        assert row.document_starts[0] == 0
+        assert share_rows or len(row.document_starts) == 1
+        for start in row.document_starts:
+            assert row.token_ids[start] == CLS
+            assert start == 0 or row.token_ids[start - 1] == SEP
+        assert row.token_ids[-1] == SEP
+        assert row.token_ids.count(CLS) == row.token_ids.count(SEP) == len(row.document_starts)
+        for token, is_start in zip(row.token_ids, row.word_starts, strict=True):
+            if token not in (CLS, SEP):
+                tokens.append(token)
+                starts.append(is_start)
+    assert tokens == expected
+    assert starts == [i % 3 == 0 for d in lists for s in d for i in range(len(s))]
+
+
+def test_lossless_packing_by_hand():
+    rows = list(packing.pack_lossless(as_documents([[[11] * 3, [12] * 9], [[13] * 2]]), 8, 2, 3))
+    assert [row.token_ids for row in rows] == [
+        [2, 11, 11, 11, 3],
+        [2, 12, 12, 12, 12, 12, 12, 3],
+        [2, 12, 12, 12, 3],
+        [2, 13, 13, 3],
+    ] or [row.token_ids for row in rows] == [
+        [2, 11, 11, 11, 3],
+        [2, 12, 12, 12, 12, 12, 12, 3],
+        [2, 12, 12, 12, 3, 2, 13, 3],
+    ]
+
+
+def recorded_documents(shared, vocab, **reading):
+    tokenizer = WordPieceTokenizer(shared / f"data/vocab/{vocab}")
+    text = shared / "fixtures/pretraining_pairs/text.txt"
+    normalize = normalizer(reading.pop("normalization", "none"))
+    documents = []
+    for document in read_documents(Piece(str(text), 0, text.stat().st_size), paragraphs=False):
+        batch = tokenizer.encode_batch([normalize(sentence) for sentence in document])
+        sentences = [
+            (batch.ids[a:b], batch.word_starts[a:b])
+            for a, b in zip(batch.row_splits, batch.row_splits[1:], strict=False)
+            if b > a
+        ]
+        if sentences:
+            documents.append(sentences)
+    return tokenizer, documents
+
+
+def test_documents_are_parsed_as_the_original_does(shared):
+    _, documents = recorded_documents(shared, "vocab_clue.txt")
+    path = shared / "fixtures/pretraining_pairs/documents.clue.t2s_False.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(documents) == len(lines)
+    for document, line in zip(documents, lines, strict=True):
+        ids = [sentence.tolist() for sentence, _ in document]
+        assert [len(sentence) for sentence in ids] == line["tokens_per_sentence"]
+        compact = json.dumps(ids, separators=(",", ":"))
+        assert hashlib.sha256(compact.encode()).hexdigest() == line["sha256_of_ids"]
+
+
+def test_simplified_documents_agree_where_opencc_does(shared):
+    """OpenCC and the original's tables differ on few lines; everywhere else the ids are equal."""
+    path = shared / "fixtures/pretraining_pairs/t2s_lines.jsonl.gz"
+    lines = [json.loads(line) for line in gzip.open(path, "rt")]
+    agree = [traditional_to_simplified(line["text"]) == line["converted"] for line in lines]
+    assert len(lines) > 500
+    assert np.mean(agree) > 0.9
+    tokenizer, documents = recorded_documents(shared, "vocab_clue.txt", normalization="t2s")
+    path = shared / "fixtures/pretraining_pairs/documents.clue.t2s_True.jsonl"
+    recorded = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(documents) == len(recorded)
+    equal = 0
+    for document, line in zip(documents, recorded, strict=True):
+        assert [len(ids) for ids, _ in document] == line["tokens_per_sentence"]
+        ids = json.dumps([ids.tolist() for ids, _ in document], separators=(",", ":"))
+        equal += hashlib.sha256(ids.encode()).hexdigest() == line["sha256_of_ids"]
+    different_lines = agree.count(False)
+    assert equal >= len(recorded) - different_lines
+    print(f"{equal} of {len(recorded)} documents equal; {different_lines} lines differ in OpenCC")
+
+
+@pytest.mark.parametrize("seq_len", [128, 256])
+def test_original_packing_equals_the_recording(shared, tmp_path, seq_len):
+    """Through the command's own functions, <eop> marks removed as the original does."""
+    tokenizer = WordPieceTokenizer(shared / "data/vocab/vocab_google_zh.txt")
+    text = shared / "fixtures/pretraining_pairs/text.txt"
+    settings_ = build_shards.Settings(
+        input=(str(text),), vocab=tokenizer.vocab_file, output="", packing="original",
+        seq_len=seq_len,
+    )  # fmt: skip
+    from collections import Counter
+
+    documents = list(read_documents(Piece(str(text), 0, text.stat().st_size), False, "<eop>"))
+    tokenized = list(build_shards._tokenize(documents, settings_, tokenizer, Counter()))
+    path = shared / "fixtures/pretraining_roberta/documents.google.jsonl"
+    lengths = [json.loads(line)["tokens_per_sentence"] for line in path.read_text().splitlines()]
+    assert [[len(ids) for ids, _ in document] for document in tokenized] == lengths
+    rows = list(packing.pack_original(tokenized, seq_len, tokenizer.cls_id, tokenizer.sep_id))
+    with gzip.open(
+        shared / f"fixtures/pretraining_roberta/packed.{seq_len}.jsonl.gz", "rt"
+    ) as file:
+        recorded = [json.loads(line) for line in file]
+    assert [row.token_ids[1:-1] for row in rows] == [line["ids"] for line in recorded]
+    assert len(rows) > 200
+
+
+def test_pairs_equal_the_recorded_examples(shared):
+    """Every example of the original's TFRecord, in order: pairs, masks and labels."""
+    tf = pytest.importorskip("tensorflow")
+    tokenizer, documents = recorded_documents(shared, "vocab_clue.txt")
+    rows = packing.pack_pairs(
+        documents,
+        packing.PairSettings(
+            128, 2, 12345, tokenizer.cls_id, tokenizer.sep_id, "token", 0.15, 20,
+            tokenizer.mask_id, tokenizer.vocab_size,
+        ),
+    )  # fmt: skip
+    path = shared / "fixtures/pretraining_pairs/clue.t2s_False.tfrecord.gz"
+    examples = [
+        tf.train.Example.FromString(record.numpy()).features.feature
+        for record in tf.data.TFRecordDataset(str(path), "GZIP")
+    ]
+    assert len(rows) == len(examples) == 1557
+    for row, example in zip(rows, examples, strict=True):
+        length = len(row.token_ids)
+        assert row.token_ids == list(example["input_ids"].int64_list.value)[:length]
+        assert sum(example["input_mask"].int64_list.value) == length
+        assert row.segment_ids == list(example["segment_ids"].int64_list.value)[:length]
+        assert [int(row.is_random_next)] == list(example["next_sentence_labels"].int64_list.value)
+        masked = sorted(row.masked)
+        count = len(masked)
+        assert masked == list(example["masked_lm_positions"].int64_list.value)[:count]
+        ids = list(example["masked_lm_ids"].int64_list.value)[:count]
+        assert [row.masked[slot] for slot in masked] == ids
+        assert sum(example["masked_lm_weights"].float_list.value) == count
+
+
+def test_sentences_end_after_their_marks():
+    assert split_sentences("他说：“好。”然后走了。真的！？是；不是") == [
+        "他说：“好。”",
+        "然后走了。",
+        "真的！？",
+        "是；",
+        "不是",
+    ]
+    assert split_sentences("没有标点") == ["没有标点"]
+
+
+def test_pieces_cover_the_file_at_document_borders(tmp_path):
+    text = "".join(f"第{i}句话。\n" + ("\n" if i % 7 == 6 else "") for i in range(500))
+    path = tmp_path / "text.txt"
+    path.write_text(text, encoding="utf-8")
+    whole = list(read_documents(cut_pieces([path])[0], False))
+    pieces = cut_pieces([path], 700)
+    assert len(pieces) > 5
+    assert [d for piece in pieces for d in read_documents(piece, False)] == whole
+    assert len(whole) == 72
+
+
+def test_lines_end_at_line_feeds_only(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes("\ufeff一\u2028二\u0085三\r\n\u3000\n四".encode())
+    assert list(read_documents(cut_pieces([path])[0], False)) == [["一\u2028二\u0085三"], ["四"]]
+
+
+def test_text_that_is_not_utf8_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes("一\n二\n".encode() + "三".encode("gbk") + b"\n")
+    with pytest.raises(UserError, match=r"text.txt, line 3: not UTF-8"):
+        list(read_documents(cut_pieces([path])[0], False))
+
+
+def test_segmenter_finds_the_recorded_words(shared):
+    path = shared / "fixtures/segmentation/lines.jsonl"
+    for line in path.read_text().splitlines():
+        record = json.loads(line)
+        lengths = [len(word) for word in record.get("rjieba", record["jieba"])]
+        starts = np.zeros(len(record["text"]), bool)
+        starts[np.cumsum([0, *lengths[:-1]])] = True
+        np.testing.assert_array_equal(words.word_boundaries(record["text"]), starts)
+
+
+def test_word_starts_join_characters_of_a_word(tokenizer):
+    texts = ["我们在图书馆看书。", "", "hello图书馆"]
+    batch = tokenizer.encode_batch(texts)
+    starts = words.segmented_word_starts(texts, batch)
+    first = starts[: batch.row_splits[1]]
+    assert first.tolist() == [True, False, True, True, False, False, True, False, True]
+    latin = starts[batch.row_splits[2] :]
+    assert latin[0]
+    assert latin.sum() == 2
+
+
+def test_held_out_documents_are_chosen_by_their_text():
+    documents = list(read_documents(cut_pieces([SAMPLE])[0], False))
+    chosen = [corpus.is_held_out(document, 0.2) for document in documents]
+    assert 0 < sum(chosen) < len(documents)
+    assert not any(corpus.is_held_out(document, 0) for document in documents)

@@ -1,0 +1,1 @@
+"""Command lines for models and measurements."""

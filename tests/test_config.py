@@ -82,7 +82,11 @@ def test_impossible_values_are_refused_with_the_file(tmp_path, changes, message)
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "line 1: not valid JSON"), ("[1]", "expected a JSON object"), ("{}", "missing vocab_size")],
+    [
+        ("", "line 1: not valid JSON"),
+        ("[1]", "expected a JSON object"),
+        ("{}", "missing vocab_size"),
+    ],
 )
 def test_bad_files_are_refused(tmp_path, text, message):
     path = tmp_path / "config.json"

@@ -40,7 +40,9 @@ ROOMS = {
 LAZY = {"tensorflow", "sentencepiece", "opencc", "rjieba", "tensorboardX", "matplotlib"}
 
 SOURCES = sorted(
-    path for room in ("clue_jax", "pretraining", "finetune", "tools") for path in ROOT.glob(f"{room}/**/*.py")
+    path
+    for room in ("clue_jax", "pretraining", "finetune", "tools")
+    for path in ROOT.glob(f"{room}/**/*.py")
 )
 
 
@@ -61,8 +63,11 @@ def imports(path: Path) -> list[tuple[str, bool]]:
 
 def room_of(module: str) -> str | None:
     return next(
-        (name for name in sorted(FLOORS, key=len, reverse=True)
-         if module == name or module.startswith(name + ".")),
+        (
+            name
+            for name in sorted(FLOORS, key=len, reverse=True)
+            if module == name or module.startswith(name + ".")
+        ),
         None,
     )
 

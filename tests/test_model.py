@@ -172,9 +172,7 @@ def test_too_long_sequences_are_refused(micro):
 def test_initial_weights_are_the_originals_distribution():
     config = micro_config(3000)
     ids = jnp.zeros((1, 4), jnp.int32)
-    params = flatten(
-        PretrainingModel(config).init(jax.random.key(0), ids, ids, ids, ids)["params"]
-    )
+    params = flatten(PretrainingModel(config).init(jax.random.key(0), ids, ids, ids, ids)["params"])
     words = params["bert/embeddings/word_embeddings"]
     assert np.abs(words).max() <= 0.04  # cut at two deviations of 0.02
     # A standard normal cut at 2 has deviation 0.8796.

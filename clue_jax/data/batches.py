@@ -75,9 +75,7 @@ def stream(make_batch: Callable[[int], Batch], start: int, stop: int) -> Iterato
     return _stream_tf_data(make_batch, start, stop)
 
 
-def _stream_threads(
-    make_batch: Callable[[int], Batch], start: int, stop: int
-) -> Iterator[Batch]:
+def _stream_threads(make_batch: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
     with ThreadPoolExecutor(1) as pool:
         pending = deque(pool.submit(make_batch, step) for step in range(start, stop)[:_AHEAD])
         for step in range(start, stop):
@@ -87,9 +85,7 @@ def _stream_threads(
             yield batch
 
 
-def _stream_tf_data(
-    make_batch: Callable[[int], Batch], start: int, stop: int
-) -> Iterator[Batch]:
+def _stream_tf_data(make_batch: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
     import tensorflow as tf
 
     if start >= stop:

@@ -70,9 +70,15 @@ class Embeddings(nn.Module):
         if position_ids is None:
             positions = self.position_embeddings[:length]
         else:
-            positions = self.position_embeddings[position_ids]
-        x = self.word_embeddings[input_ids] + self.token_type_embeddings[segment_ids] + positions
+            positions = _rows(self.position_embeddings, position_ids)
+        words = _rows(self.word_embeddings, input_ids)
+        x = words + _rows(self.token_type_embeddings, segment_ids) + positions
         return self.dropout(self.layer_norm(x.astype(self.dtype)), deterministic)
+
+
+def _rows(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows of a table; who makes the batch has checked that the ids are within it."""
+    return jnp.take(table, ids, axis=0, mode="clip")
 
 
 class Encoder(nn.Module):

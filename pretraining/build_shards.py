@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,9 @@ from clue_jax.text import Tokenizer, copy_vocabulary, load_tokenizer
 from clue_jax.text.normalize import normalizer
 from clue_jax.text.words import segmented_word_starts
 from pretraining import packing
+from pretraining.columns import fix_masks, original_columns, rows_to_columns
 from pretraining.corpus import Piece, cut_pieces, is_held_out, read_documents
-from pretraining.masking import Masking, Vocabulary, draw_masks, masked_columns
+from pretraining.masking import Masking
 
 HELD_OUT = "held-out"
 _GROUP_CHARACTERS = 1 << 18  # documents are tokenized together up to this size
@@ -239,20 +240,24 @@ def _build_piece(job: tuple[Settings, float, Piece, int, int]) -> list[dict[str,
     for document in read_documents(piece, settings.paragraphs, removed):
         parts[-1 if is_held_out(document, share) else 0].append(document)
     results = []
+    masked = settings.max_predictions if settings.masking != "none" else 0
     for folder, documents in zip(folders, parts, strict=True):
         counts: Counter[str] = Counter()
         tokenized = _tokenize(documents, settings, tokenizer, counts)
-        columns = _columns(_pack(tokenized, settings, tokenizer, number), settings, tokenizer)
-        if settings.masking != "none" and settings.packing != "pairs":
-            columns = _fix_masks(columns, settings, tokenizer, number)
+        rows = _pack(tokenized, settings, tokenizer, number)
+        columns = rows_to_columns(rows, settings.seq_len, tokenizer.pad_id, masked)
+        if masked and settings.packing != "pairs":  # pairs come with theirs
+            masking = Masking(settings.masking, settings.masked_lm_prob, masked)
+            columns = fix_masks(
+                columns, masking, tokenizer, settings.seed, settings.dupe_factor, number
+            )
         _count_rows(columns, tokenizer, settings, counts)
         path = folder / name
         if settings.format == "rows":
-            masked = settings.max_predictions if settings.masking != "none" else 0
             layout = records.RowLayout(settings.seq_len, settings.packing == "pairs", masked)
             records.write_shard(path, records.pack_rows(layout, columns))
         else:
-            tfrecords.write_tfrecords(path, _original_columns(columns, settings))
+            tfrecords.write_tfrecords(path, original_columns(columns, masked))
         counts["bytes"] = path.stat().st_size
         results.append({"path": str(path), "counts": dict(counts)})
     return results
@@ -307,14 +312,14 @@ def _pack(
     settings: Settings,
     tokenizer: Tokenizer,
     number: int,
-) -> list[packing.Row]:
+) -> Iterable[packing.Row]:
     ids = settings.seq_len, tokenizer.cls_id, tokenizer.sep_id
     if settings.packing == "original":
-        return list(packing.pack_original(documents, *ids))
+        return packing.pack_original(documents, *ids)
     if settings.packing == "lossless":
         # The original's schema has no place for the borders of documents within a row.
         share_rows = settings.format == "rows"
-        return list(packing.pack_lossless(documents, *ids, share_rows=share_rows))
+        return packing.pack_lossless(documents, *ids, share_rows=share_rows)
     pairs = packing.PairSettings(
         settings.seq_len,
         settings.dupe_factor,
@@ -328,88 +333,6 @@ def _pack(
         tokenizer.vocab_size,
     )
     return packing.pack_pairs(list(documents), pairs)
-
-
-def _columns(
-    rows: list[packing.Row], settings: Settings, tokenizer: Tokenizer
-) -> dict[str, np.ndarray]:
-    """Rows as arrays (see `records.pack_rows`)."""
-    shape = len(rows), settings.seq_len
-    token_ids = np.full(shape, tokenizer.pad_id, np.int32)
-    word_starts = np.zeros(shape, bool)
-    document_starts = np.zeros(shape, bool)
-    for i, row in enumerate(rows):
-        token_ids[i, : len(row.token_ids)] = row.token_ids
-        word_starts[i, : len(row.token_ids)] = row.word_starts
-        document_starts[i, row.document_starts] = True
-    columns = {
-        "token_ids": token_ids,
-        "length": np.array([len(row.token_ids) for row in rows], np.int32),
-        "word_starts": word_starts,
-        "document_starts": document_starts,
-    }
-    if settings.packing == "pairs":
-        segments = np.zeros(shape, np.int32)
-        for i, row in enumerate(rows):
-            segments[i, : len(row.token_ids)] = row.segment_ids
-        columns["segment_ids"] = segments
-        columns["next_sentence_label"] = np.array([row.is_random_next for row in rows], np.uint8)
-        if settings.masking != "none":
-            masked = np.zeros(shape, bool)
-            targets = token_ids.copy()
-            for i, row in enumerate(rows):
-                masked[i, list(row.masked)] = True
-                targets[i, list(row.masked)] = list(row.masked.values())
-            ids = masked_columns(masked, targets, settings.max_predictions)["masked_lm_ids"]
-            columns |= {"masked": masked, "masked_lm_ids": ids}
-    return columns
-
-
-def _fix_masks(
-    columns: dict[str, np.ndarray], settings: Settings, tokenizer: Tokenizer, number: int
-) -> dict[str, np.ndarray]:
-    """Repeats the rows, copy by copy, with masks drawn for (seed, copy, shard and row)."""
-    masking = Masking(settings.masking, settings.masked_lm_prob, settings.max_predictions)
-    count = len(columns["length"])
-    columns = {
-        name: np.concatenate([column] * settings.dupe_factor) for name, column in columns.items()
-    }
-    drawn = draw_masks(
-        columns["token_ids"],
-        columns["length"],
-        columns["word_starts"],
-        np.isin(columns["token_ids"], (tokenizer.cls_id, tokenizer.sep_id)),
-        masking,
-        Vocabulary.of(tokenizer),
-        settings.seed,
-        np.repeat(np.arange(settings.dupe_factor), count),
-        (number << 40) + np.tile(np.arange(count), settings.dupe_factor),
-    )
-    masked = np.zeros(columns["token_ids"].shape, bool)
-    weights = drawn["masked_lm_weights"] > 0
-    rows = np.nonzero(weights)[0]
-    masked[rows, drawn["masked_lm_positions"][weights]] = True
-    return columns | {
-        "token_ids": drawn["input_ids"],
-        "masked": masked,
-        "masked_lm_ids": drawn["masked_lm_ids"],
-    }
-
-
-def _original_columns(columns: dict[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
-    """Our columns in the original's schema."""
-    masks = masked_columns(columns["masked"], columns["token_ids"], settings.max_predictions)
-    count, seq_len = columns["token_ids"].shape
-    return {
-        "input_ids": columns["token_ids"],
-        "input_mask": (np.arange(seq_len) < columns["length"][:, None]).astype(np.int32),
-        "segment_ids": columns.get("segment_ids", np.zeros((count, seq_len), np.int32)),
-        "masked_lm_positions": masks["masked_lm_positions"],
-        "masked_lm_ids": columns["masked_lm_ids"],
-        "masked_lm_weights": masks["masked_lm_weights"],
-        # The original marks every single-document row as "random next"; nothing reads it.
-        "next_sentence_labels": columns.get("next_sentence_label", np.ones(count, np.uint8)),
-    }
 
 
 def _count_rows(

@@ -114,7 +114,8 @@ def pack_original(
 
 
 def _framed(ids: list[int], starts: list[bool], cls_id: int, sep_id: int) -> Row:
-    return Row([cls_id, *ids, sep_id], [True, *starts, True], [0])
+    # The original marks every such row as a random pair; nothing reads it.
+    return Row([cls_id, *ids, sep_id], [True, *starts, True], [0], is_random_next=True)
 
 
 @dataclass(frozen=True)

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import tempfile
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Many tests compile the same small programs; child processes share the cache as well.
+_cache = tempfile.TemporaryDirectory(prefix="clue_jax_test_cache_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 # CLUE_JAX_WITHOUT=tensorflow makes the named packages impossible to import, here and in child
 # processes (tests/without/sitecustomize.py), to test machines that lack them.
 if os.environ.get("CLUE_JAX_WITHOUT"):
-    sys.path.insert(0, os.path.join(os.path.dirname(__file__), "without"))
+    sys.path.insert(0, str(Path(__file__).parent / "without"))
     import sitecustomize  # noqa: F401
 
     sys.modules.pop("sitecustomize", None)
-
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -28,7 +33,7 @@ import pytest
 from clue_jax.config import ModelConfig
 from clue_jax.convert import model_dir
 from clue_jax.text import WordPieceTokenizer
-from pretraining import build_shards, build_vocab
+from pretraining import build_shards, build_vocab, run
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "pretraining" / "sample_zh.txt"
@@ -118,3 +123,29 @@ def micro_model(tmp_path_factory, tokenizer) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def _eight_devices():
     assert jax.device_count() == 8
+
+
+def arguments(data, output, model, **changes) -> list[str]:
+    options = {
+        "data": data, "output": output, "init": model, "steps": 6, "batch_size": 8,
+        "learning_rate": 1e-3, "warmup_steps": 2, "save_every": 2, "log_every": 2,
+        "max_predictions": 5, "dtype": "float32",
+    }  # fmt: skip
+    out = []
+    for name, value in {**options, **changes}.items():
+        if value is not None:
+            out += [f"--{name.replace('_', '-')}", str(value)]
+    return out
+
+
+def metrics(output: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "masked_lm_loss" in line]
+
+
+@pytest.fixture(scope="session")
+def finished(shards, micro_model, tmp_path_factory) -> Path:
+    """A run of six steps on all 8 devices."""
+    output = tmp_path_factory.mktemp("run") / "out"
+    run.main(arguments(shards, output, micro_model, eval_every=3))
+    return output

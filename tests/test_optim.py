@@ -48,12 +48,13 @@ def test_bad_schedules_are_refused():
         optim.learning_rate("cosine", 1.0, 10, 1)
 
 
+_FEED_FORWARD = "bert/encoder/layer_0/feed_forward"
 OUR_PATHS = {
     "bert/embeddings/word_embeddings": "bert/embeddings/word_embeddings",
     "bert/embeddings/LayerNorm/gamma": "bert/embeddings/layer_norm/scale",
-    "bert/encoder/layer_0/output/dense/kernel": "bert/encoder/layer_0/feed_forward/output/kernel",
-    "bert/encoder/layer_0/output/dense/bias": "bert/encoder/layer_0/feed_forward/output/bias",
-    "bert/encoder/layer_0/output/LayerNorm/beta": "bert/encoder/layer_0/feed_forward/layer_norm/bias",
+    "bert/encoder/layer_0/output/dense/kernel": f"{_FEED_FORWARD}/output/kernel",
+    "bert/encoder/layer_0/output/dense/bias": f"{_FEED_FORWARD}/output/bias",
+    "bert/encoder/layer_0/output/LayerNorm/beta": f"{_FEED_FORWARD}/layer_norm/bias",
     "output_weights": "classifier/kernel",
     "output_bias": "classifier/bias",
 }

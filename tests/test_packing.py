@@ -100,11 +100,12 @@ def test_documents_are_parsed_as_the_original_does(shared):
 def test_simplified_documents_agree_where_opencc_does(shared):
     """OpenCC and the original's tables differ on few lines; everywhere else the ids are equal."""
     path = shared / "fixtures/pretraining_pairs/t2s_lines.jsonl.gz"
-    lines = [json.loads(line) for line in gzip.open(path, "rt")]
+    with gzip.open(path, "rt") as file:
+        lines = [json.loads(line) for line in file]
     agree = [traditional_to_simplified(line["text"]) == line["converted"] for line in lines]
     assert len(lines) > 500
     assert np.mean(agree) > 0.9
-    tokenizer, documents = recorded_documents(shared, "vocab_clue.txt", normalization="t2s")
+    _, documents = recorded_documents(shared, "vocab_clue.txt", normalization="t2s")
     path = shared / "fixtures/pretraining_pairs/documents.clue.t2s_True.jsonl"
     recorded = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(documents) == len(recorded)

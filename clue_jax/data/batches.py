@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
+
+from clue_jax.data.tf import is_installed, tensorflow
 
 Batch = dict[str, np.ndarray]
 
@@ -68,11 +71,8 @@ def stream(make_batch: Callable[[int], Batch], start: int, stop: int) -> Iterato
       start: the first step.
       stop: one past the last step.
     """
-    try:
-        import tensorflow  # noqa: F401
-    except ImportError:
-        return _stream_threads(make_batch, start, stop)
-    return _stream_tf_data(make_batch, start, stop)
+    form = _stream_tf_data if is_installed() else _stream_threads
+    return form(make_batch, start, stop)
 
 
 def _stream_threads(make_batch: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
@@ -86,8 +86,7 @@ def _stream_threads(make_batch: Callable[[int], Batch], start: int, stop: int) -
 
 
 def _stream_tf_data(make_batch: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
-    import tensorflow as tf
-
+    tf = tensorflow("tf.data")
     if start >= stop:
         return
     failures: list[Exception] = []
@@ -103,7 +102,7 @@ def _stream_tf_data(make_batch: Callable[[int], Batch], start: int, stop: int) -
             raise
         return [batch[name] for name in names]
 
-    def element(step: tf.Tensor) -> dict[str, tf.Tensor]:
+    def element(step: Any) -> dict[str, Any]:
         arrays = tf.numpy_function(values, [step], types, stateful=False)
         for name, array in zip(names, arrays, strict=True):
             array.set_shape(example[name].shape)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from clue_jax.data.records import MANIFEST, check_size, read_manifest
+from clue_jax.data.tf import tensorflow
 from clue_jax.errors import UserError
 from clue_jax.files import atomic_file, masked_crc32c
 
@@ -40,7 +41,7 @@ def write_tfrecords(path: str | os.PathLike, columns: Mapping[str, np.ndarray]) 
       columns: "input_ids", "input_mask", "segment_ids" [R, T]; "masked_lm_positions",
         "masked_lm_ids", "masked_lm_weights" [R, M]; "next_sentence_labels" [R].
     """
-    tf = _tensorflow("writing the original's TFRecords")
+    tf = tensorflow("writing the original's TFRecords")
     with atomic_file(path) as file:
         for row in range(len(columns["input_ids"])):
             features = {}
@@ -66,7 +67,7 @@ class TFRecordShards:
     """
 
     def __init__(self, directory: str | os.PathLike):
-        self._tf = _tensorflow("reading the original's TFRecords")
+        self._tf = tensorflow("reading the original's TFRecords")
         directory = Path(directory)
         if (directory / MANIFEST).exists():
             self.manifest = read_manifest(directory)
@@ -157,11 +158,3 @@ def _frame(data: bytes) -> bytes:
     length = struct.pack("<Q", len(data))
     crcs = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
     return length + next(crcs) + data + next(crcs)
-
-
-def _tensorflow(purpose: str) -> Any:
-    try:
-        import tensorflow as tf
-    except ImportError as error:
-        raise UserError(f"{purpose} needs tensorflow: pip install tensorflow-cpu") from error
-    return tf

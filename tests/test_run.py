@@ -1,0 +1,188 @@
+"""Training runs: what they leave, meshes, resuming and kills."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, arguments, metrics
+
+from clue_jax import sharding
+from clue_jax.convert import merge, model_dir, tf_bert
+from clue_jax.convert.names import rows
+from clue_jax.model import PretrainingModel
+from pretraining import run
+
+
+def test_a_run_leaves_everything(finished):
+    assert {path.name for path in finished.iterdir()} == {
+        "model", "tf", "checkpoints", "metrics.jsonl", "tensorboard", "settings.json"
+    }  # fmt: skip
+    assert {path.name for path in (finished / "tf").iterdir()} == {
+        "bert_config.json", "bert_model.ckpt.data-00000-of-00001", "bert_model.ckpt.index",
+        "checkpoint", "vocab.txt",
+    }  # fmt: skip
+    assert [line["step"] for line in metrics(finished)] == [2, 4, 6]
+    text = (finished / "metrics.jsonl").read_text()
+    assert text.count("held_out/masked_lm_accuracy") == 2
+    assert any((finished / "tensorboard").iterdir())
+    loaded = model_dir.load(finished / "model")
+    assert loaded.info["heads"] == {"masked_lm": "trained", "next_sentence": "fresh"}
+    tf_params, _ = tf_bert.load(finished / "tf" / "bert_model.ckpt", loaded.config)
+    ours, theirs = merge.flatten(loaded.params), merge.flatten(tf_params)
+    assert all((ours[path] == theirs[path]).all() for path in ours)
+
+
+def test_tensorflow_lists_the_originals_variables(finished):
+    tf = pytest.importorskip("tensorflow")
+    prefix = str(finished / "tf" / "bert_model.ckpt")
+    config = model_dir.load(finished / "model").config
+    listed = dict(tf.train.list_variables(prefix))
+    assert set(listed) == {row.tf for row in rows(config)}  # the 39-variable layout, no slots
+    assert listed["bert/encoder/layer_1/attention/self/query/kernel"] == [32, 32]
+    assert listed["cls/seq_relationship/output_weights"] == [2, 32]
+    assert tf.train.latest_checkpoint(str(finished / "tf")) == prefix
+    reader = tf.train.load_checkpoint(prefix)
+    params = merge.to_named_tensors(model_dir.load(finished / "model").params, config, "tf")
+    for name, value in params.items():
+        np.testing.assert_array_equal(reader.get_tensor(name), value)
+
+
+def test_the_variable_names_are_those_the_original_wrote(shared):
+    """Against the listing of a checkpoint that the original's own code saved."""
+    folder = shared / "fixtures/tf_bert_original"
+    from clue_jax import ModelConfig
+
+    config = ModelConfig.from_tf_bert(folder / "bert_config.json")
+    entries, _ = tf_bert.read_index(folder / "bert_model.ckpt")
+    recorded = {n for n in entries if "adam" not in n and n != "global_step"}
+    assert {row.tf for row in rows(config)} == recorded
+
+
+def test_transformers_gives_the_logits_of_a_trained_model(finished):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    loaded = model_dir.load(finished / "model")
+    ids = np.random.default_rng(0).integers(104, loaded.config.vocab_size, (2, 20))
+    model = transformers.BertForMaskedLM.from_pretrained(finished / "model").eval()
+    with torch.no_grad():
+        theirs = model(torch.tensor(ids)).logits.numpy()
+    positions = np.broadcast_to(np.arange(20), (2, 20))
+    ours, _ = PretrainingModel(loaded.config).apply(
+        {"params": loaded.params}, ids, np.ones_like(ids), ids * 0, positions
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_finished_run_exports_again_without_training(finished, shards, micro_model, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(finished, output)
+    shutil.rmtree(output / "model")
+    result = run.main(arguments(shards, output, micro_model, eval_every=3))
+    assert result["masked_lm_loss"] is None
+    same = (finished / "model" / "model.safetensors").read_bytes()
+    assert (output / "model" / "model.safetensors").read_bytes() == same
+
+
+@pytest.mark.parametrize("mesh", ["data=8", "data=2,fsdp=4", "data=2,model=4"])
+def test_every_mesh_gives_the_losses_of_one_device(shards, micro_model, tmp_path, mesh, one_device):
+    """20 steps, dropout on."""
+    output = tmp_path / "out"
+    run.main(arguments(shards, output, micro_model, steps=20, log_every=1, mesh=mesh))
+    losses = [line["masked_lm_loss"] for line in metrics(output)]
+    np.testing.assert_allclose(losses, one_device, rtol=1e-5)
+    assert len(losses) == 20
+
+
+@pytest.fixture(scope="module")
+def one_device(shards, micro_model, tmp_path_factory) -> list[float]:
+    output = tmp_path_factory.mktemp("one") / "out"
+    run.main(arguments(shards, output, micro_model, steps=20, log_every=1, mesh="data=1"))
+    without = tmp_path_factory.mktemp("without") / "out"
+    run.main(
+        arguments(shards, without, micro_model, steps=2, log_every=1, mesh="data=1", dropout=0)
+    )
+    losses = [line["masked_lm_loss"] for line in metrics(output)]
+    assert losses[0] != metrics(without)[0]["masked_lm_loss"]  # dropout was indeed on
+    return losses
+
+
+def test_the_state_is_sharded(shards, micro_model):
+    params = model_dir.load(micro_model).params
+    mesh = sharding.make_mesh("data=2,fsdp=2,model=2")
+    placed = jax.device_put(params, sharding.state_shardings(params, mesh))
+    kernel = placed["bert"]["encoder"]["layer_0"]["feed_forward"]["intermediate"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (16, 32)
+    words = placed["bert"]["embeddings"]["word_embeddings"]
+    v = words.shape[0]
+    assert words.addressable_shards[0].data.shape == (v // 2 if v % 2 == 0 else v, 16)
+
+
+def test_an_odd_dimension_stays_whole_and_says_so(caplog):
+    mesh = sharding.make_mesh("data=1,fsdp=1,model=8")
+    sharding._say_replicated.cache_clear()
+    for _ in range(2):
+        spec = sharding.partition("bert/embeddings/word_embeddings", (8021, 312), mesh)
+    assert spec == jax.sharding.PartitionSpec(None, "fsdp")
+    assert caplog.text.count("8021") == 2  # one line: the shape and the dimension
+    assert "is not a multiple of model=8 and stays whole" in caplog.text
+
+
+def test_resuming_on_another_mesh_gives_the_same_losses(shards, micro_model, tmp_path, one_device):
+    output = tmp_path / "out"
+    for steps, mesh in ((8, "data=8"), (14, "data=2,fsdp=2"), (20, "data=1")):
+        # The number of steps shapes the learning rate, so the run is cut, not shortened.
+        cut_at(shards, output, micro_model, steps, mesh)
+    losses = [line["masked_lm_loss"] for line in metrics(output)]
+    np.testing.assert_allclose(losses, one_device, rtol=1e-5)
+
+
+def cut_at(shards, output, model, step, mesh):
+    """Runs towards 20 steps but stops after one of them, as an interrupt would."""
+    original = run.RunLog.advance
+
+    def advance(log, at):
+        original(log, at)
+        if at == step + 1:
+            raise KeyboardInterrupt
+
+    run.RunLog.advance = advance
+    try:
+        run.main(arguments(shards, output, model, steps=20, log_every=1, mesh=mesh))
+    except KeyboardInterrupt:
+        pass
+    finally:
+        run.RunLog.advance = original
+
+
+def test_a_killed_run_ends_with_the_same_bits(shards, micro_model, tmp_path):
+    """SIGKILL twice, at different places; then the same command to the end."""
+    steps = {"steps": 40, "save_every": 3, "mesh": "data=2", "eval_every": None}
+    run.main(arguments(shards, tmp_path / "whole", micro_model, **steps))
+    output = tmp_path / "killed"
+    command = [sys.executable, "-m", "pretraining.run"]
+    command += arguments(shards, output, micro_model, **steps)
+    environment = dict(os.environ)
+    for after in (3, 18):
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 120
+        while not any((output / "checkpoints" / str(s)).exists() for s in range(after, 40)):
+            assert process.poll() is None, "ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (output / "model").exists()
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    for name in ("model/model.safetensors", "tf/bert_model.ckpt.data-00000-of-00001"):
+        assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert [line["step"] for line in metrics(output)] == list(range(2, 41, 2))

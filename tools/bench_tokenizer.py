@@ -1,0 +1,129 @@
+"""Speed of the tokenizer, with offsets, against what a user would pick instead.
+
+The two run in turn over the same lines, and their ids are compared first.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import tyro
+
+from clue_jax.errors import UserError, run_command
+from clue_jax.files import read_text
+from clue_jax.text import WordPieceTokenizer
+from clue_jax.text.wordpiece import MAX_WORD_LENGTH, SPECIAL_TOKENS
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Times the tokenizer on real text against a peer; ends with one line of JSON."""
+
+    input: str
+    """UTF-8 text file."""
+    vocab: str
+    """vocab.txt."""
+    peer: Literal["python", "rust"] = "python"
+    """python: the original's algorithm as transformers keeps it (BasicTokenizer and
+    WordpieceTokenizer), without offsets. rust: the tokenizers library, with offsets."""
+    megabytes: float = 5.0
+    """How much of the file is used."""
+    pairs: int = 5
+    """Timed runs of each, in turn, after one that is not counted."""
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Runs the command line; prints and returns the result."""
+    settings = tyro.cli(Settings, args=argv)
+    lines = _lines(settings)
+    size = sum(len(line.encode()) + 1 for line in lines) / 1e6
+    tokenizer = WordPieceTokenizer(settings.vocab)
+    peer = (_python_peer if settings.peer == "python" else _rust_peer)(tokenizer)
+
+    batch = tokenizer.encode_batch(lines)
+    theirs = peer(lines)
+    splits = batch.row_splits
+    equal = sum(
+        batch.ids[splits[i] : splits[i + 1]].tolist() == ids for i, ids in enumerate(theirs)
+    )
+    ours_seconds, peer_seconds = [], []
+    for _ in range(settings.pairs):
+        ours_seconds.append(_seconds(tokenizer.encode_batch, lines))
+        peer_seconds.append(_seconds(peer, lines))
+    ratios = [b / a for a, b in zip(ours_seconds, peer_seconds, strict=True)]
+    result = {
+        "benchmark": "tokenizer",
+        "peer": settings.peer,
+        "megabytes": round(size, 2),
+        "tokens": len(batch.ids),
+        "lines": len(lines),
+        "lines_equal": equal,
+        "ours_mb_per_s": round(size / statistics.median(ours_seconds), 2),
+        "peer_mb_per_s": round(size / statistics.median(peer_seconds), 2),
+        "ratio_median": round(statistics.median(ratios), 1),
+        "ratio_min": round(min(ratios), 1),
+        "ratio_max": round(max(ratios), 1),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+    print(json.dumps(result))
+    return result
+
+
+def _lines(settings: Settings) -> list[str]:
+    lines, size = [], 0
+    for line in read_text(settings.input).split("\n"):
+        if size >= settings.megabytes * 1e6:
+            break
+        lines.append(line)
+        size += len(line.encode()) + 1
+    return lines
+
+
+def _seconds(function: Callable[[Sequence[str]], Any], lines: Sequence[str]) -> float:
+    started = time.perf_counter()
+    function(lines)
+    return time.perf_counter() - started
+
+
+def _python_peer(tokenizer: WordPieceTokenizer) -> Callable[[Sequence[str]], list[list[int]]]:
+    try:
+        from transformers.models.bert_japanese import tokenization_bert_japanese as bert
+    except ImportError as error:
+        raise UserError("--peer python needs transformers: pip install transformers") from error
+    ids = {token: i for i, token in enumerate(tokenizer.vocabulary)}
+    basic = bert.BasicTokenizer(do_lower_case=True)
+    pieces = bert.WordpieceTokenizer(ids, "[UNK]", MAX_WORD_LENGTH)
+
+    def encode(lines: Sequence[str]) -> list[list[int]]:
+        return [
+            [ids[piece] for word in basic.tokenize(line) for piece in pieces.tokenize(word)]
+            for line in lines
+        ]
+
+    return encode
+
+
+def _rust_peer(tokenizer: WordPieceTokenizer) -> Callable[[Sequence[str]], list[list[int]]]:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise UserError("--peer rust needs tokenizers: pip install tokenizers") from error
+    ids = {token: i for i, token in enumerate(tokenizer.vocabulary)}
+    model = tokenizers.models.WordPiece(
+        ids, unk_token=SPECIAL_TOKENS[1], max_input_chars_per_word=MAX_WORD_LENGTH
+    )
+    rust = tokenizers.Tokenizer(model)
+    rust.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    rust.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    return lambda lines: [encoding.ids for encoding in rust.encode_batch(list(lines))]
+
+
+if __name__ == "__main__":
+    run_command(main)

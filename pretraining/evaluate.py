@@ -77,7 +77,6 @@ def evaluate(
       always answering the commonest label.
     """
     check_batch_size(batch_size, mesh)
-    step = jax.jit(functools.partial(eval_step, model=model))
     sums = Counter()
     labels: Counter[int] = Counter()
     for batch in stream(
@@ -85,7 +84,9 @@ def evaluate(
     ):
         used = batch["masked_lm_ids"][batch["masked_lm_weights"] > 0]
         labels.update(used.tolist())
-        for name, value in jax.device_get(step(params, put_batch(batch, mesh))).items():
+        for name, value in jax.device_get(
+            eval_step(params, put_batch(batch, mesh), model=model)
+        ).items():
             sums[name] += float(value)
     predictions = int(sums["masked_lm_weight_sum"])
     result = {
@@ -102,6 +103,7 @@ def evaluate(
     return result
 
 
+@functools.partial(jax.jit, static_argnames="model")
 def eval_step(params: Any, batch: Batch, *, model: PretrainingModel) -> dict[str, jax.Array]:
     """Sums of one batch, dropout off."""
     return head_sums(model, params, batch)

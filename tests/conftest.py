@@ -22,9 +22,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 # processes (tests/without/sitecustomize.py), to test machines that lack them.
 if os.environ.get("CLUE_JAX_WITHOUT"):
     sys.path.insert(0, str(Path(__file__).parent / "without"))
-    import sitecustomize  # noqa: F401
-
+    os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], os.environ.get("PYTHONPATH", "")])
     sys.modules.pop("sitecustomize", None)
+    import sitecustomize  # noqa: F401
 
 import jax
 import numpy as np

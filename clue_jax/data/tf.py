@@ -11,10 +11,7 @@ from clue_jax.errors import UserError
 
 def is_installed() -> bool:
     """Whether tensorflow can be imported."""
-    try:
-        return importlib.util.find_spec("tensorflow") is not None
-    except ModuleNotFoundError:
-        return False
+    return importlib.util.find_spec("tensorflow") is not None
 
 
 def tensorflow(purpose: str) -> Any:

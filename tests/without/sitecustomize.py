@@ -1,16 +1,14 @@
-"""Makes the packages named in CLUE_JAX_WITHOUT impossible to import."""
+"""Makes the packages named in CLUE_JAX_WITHOUT look as if they were not installed."""
 
-import importlib.abc
 import os
-import sys
+from importlib.machinery import PathFinder
+
+_ABSENT = frozenset(os.environ.get("CLUE_JAX_WITHOUT", "").split(","))
+_find_spec = PathFinder.find_spec
 
 
-class _Absent(importlib.abc.MetaPathFinder):
-    names = frozenset(os.environ.get("CLUE_JAX_WITHOUT", "").split(","))
-
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in self.names:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+def _find_others(name, path=None, target=None):
+    return None if name.split(".")[0] in _ABSENT else _find_spec(name, path, target)
 
 
-sys.meta_path.insert(0, _Absent())
+PathFinder.find_spec = staticmethod(_find_others)

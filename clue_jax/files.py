@@ -95,8 +95,9 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
     A directory already there is replaced as a whole, so a reader never sees a mix of two writes.
     """
     path = Path(path)
+    for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         yield temporary

@@ -17,7 +17,8 @@ import tyro
 from clue_jax.errors import UserError, run_command
 from clue_jax.files import atomic_file, read_text, write_text
 from clue_jax.text import MODEL_FILE
-from clue_jax.text.wordpiece import SPECIAL_TOKENS, normalize
+from clue_jax.text.basic import normalize_text
+from clue_jax.text.wordpiece import SPECIAL_TOKENS
 from pretraining.clue_vocab import clue_vocabulary
 from pretraining.corpus import cut_pieces, read_documents
 
@@ -91,7 +92,7 @@ def _wordpiece(settings: Settings) -> list[str]:
         words.update(_LATIN_WORD.findall(line))
     shown: Counter[str] = Counter()
     for character, count in characters.items():
-        for normal in normalize(character, lower_case=not settings.cased):
+        for normal in normalize_text(character, lower_case=not settings.cased):
             shown[normal] += count
     alphabet = [c for c, _ in sorted(shown.items(), key=lambda item: (-item[1], item[0]))]
     if not alphabet:

@@ -44,6 +44,8 @@ class Examples:
         self.shards = (
             tfrecords.TFRecordShards(directory) if is_tfrecord else records.RowShards(directory)
         )
+        if not len(self.shards):
+            raise UserError(f"{directory}: holds no rows; build shards from more text")
         self.manifest: dict[str, Any] | None = self.shards.manifest
         self.directory = directory
         if vocab_file is None:

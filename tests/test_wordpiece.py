@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from clue_jax.errors import UserError
 from clue_jax.text import WordPieceTokenizer
-from clue_jax.text.wordpiece import is_cjk, is_punctuation
+from clue_jax.text.basic import is_cjk, is_punctuation
 
 ENTRIES = [
     "[PAD]",

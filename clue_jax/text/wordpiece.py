@@ -20,6 +20,15 @@ import numpy as np
 
 from clue_jax.errors import UserError
 from clue_jax.files import read_text
+from clue_jax.text.basic import (
+    chunks,
+    is_cjk,
+    is_dropped,
+    is_punctuation,
+    is_space,
+    normalize,
+    split_words,
+)
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_WORD_LENGTH = 200  # longer words are [UNK], as in the original (Hugging Face has 100)
@@ -229,13 +238,13 @@ class WordPieceTokenizer:
 
     def _learn(self, code_point: int) -> None:
         character = chr(code_point)
-        if _is_dropped(character):
+        if is_dropped(character):
             self._classes[code_point] = DROP
             return
-        if _is_space(character):
+        if is_space(character):
             self._classes[code_point] = SPACE
             return
-        normal = [c for c, _ in _normalize([(character, 0)])] if self.lower_case else [character]
+        normal = [c for c, _ in normalize([(character, 0)])] if self.lower_case else [character]
         reorders = any(unicodedata.combining(c) for c in normal)
         if len(normal) > 1 or reorders or character == "Σ":
             self._classes[code_point] = HARD
@@ -285,9 +294,9 @@ class WordPieceTokenizer:
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         word_starts: list[bool] = []
-        for chunk in _chunks(text):
-            normal = _normalize(chunk) if self.lower_case else chunk
-            for word in _split_words(normal):
+        for chunk in chunks(text):
+            normal = normalize(chunk) if self.lower_case else chunk
+            for word in split_words(normal):
                 piece_ids, ends = self._match("".join(c for c, _ in word))
                 start = 0
                 for piece_id, end in zip(piece_ids, ends, strict=True):
@@ -328,109 +337,6 @@ def special_ids(vocabulary: Sequence[str]) -> np.ndarray:
         ],
         np.int32,
     )
-
-
-def normalize(text: str, lower_case: bool = True) -> str:
-    """The characters of a text that can become tokens: cleaned, accents and capitals removed."""
-    chunks = (_normalize(chunk) if lower_case else chunk for chunk in _chunks(text))
-    return "".join(c for chunk in chunks for c, _ in chunk if not c.isspace())
-
-
-def is_cjk(character: str) -> bool:
-    """Whether BERT counts the character as a Chinese one, to be split from its neighbours."""
-    code = ord(character)
-    return any(low <= code <= high for low, high in _CJK_RANGES)
-
-
-# The blocks named in the original's `_is_chinese_char`.
-_CJK_RANGES = (
-    (0x4E00, 0x9FFF),
-    (0x3400, 0x4DBF),
-    (0x20000, 0x2A6DF),
-    (0x2A700, 0x2B73F),
-    (0x2B740, 0x2B81F),
-    (0x2B820, 0x2CEAF),
-    (0xF900, 0xFAFF),
-    (0x2F800, 0x2FA1F),
-)
-
-
-def is_punctuation(character: str) -> bool:
-    """Whether BERT splits at the character: all ASCII symbols and the Unicode P categories."""
-    code = ord(character)
-    ascii_symbol = 33 <= code <= 47 or 58 <= code <= 64 or 91 <= code <= 96 or 123 <= code <= 126
-    return ascii_symbol or unicodedata.category(character).startswith("P")
-
-
-def _is_dropped(character: str) -> bool:
-    if character in "\t\n\r":
-        return False
-    return character in "\0\ufffd" or unicodedata.category(character) in ("Cc", "Cf")
-
-
-def _is_space(character: str) -> bool:
-    return character.isspace() or unicodedata.category(character) == "Zs"
-
-
-def _chunks(text: str) -> Iterable[list[tuple[str, int]]]:
-    """Cleans and cuts at white space and around CJK characters: lists of (character, place)."""
-    chunk: list[tuple[str, int]] = []
-    for place, character in enumerate(text):
-        if _is_dropped(character):
-            continue
-        alone = is_cjk(character)
-        if alone or _is_space(character):
-            if chunk:
-                yield chunk
-            chunk = []
-            if alone:
-                yield [(character, place)]
-        else:
-            chunk.append((character, place))
-    if chunk:
-        yield chunk
-
-
-def _normalize(chunk: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Lower case, canonical decomposition (NFD), then without non-spacing marks (Mn)."""
-    # Lower-casing sees the whole chunk, since a capital sigma at its end becomes another letter.
-    lowered = "".join(c for c, _ in chunk).lower()
-    decomposed: list[tuple[str, int]] = []
-    at = 0
-    for character, place in chunk:
-        width = len(character.lower())
-        for c in lowered[at : at + width]:
-            decomposed += [(part, place) for part in unicodedata.normalize("NFD", c)]
-        at += width
-    # Canonical ordering: runs of combining characters, stably by combining class.
-    ordered: list[tuple[str, int]] = []
-    marks: list[tuple[str, int]] = []
-    for item in decomposed:
-        if unicodedata.combining(item[0]):
-            marks.append(item)
-            continue
-        ordered += sorted(marks, key=lambda mark: unicodedata.combining(mark[0]))
-        marks = []
-        ordered.append(item)
-    ordered += sorted(marks, key=lambda mark: unicodedata.combining(mark[0]))
-    return [item for item in ordered if unicodedata.category(item[0]) != "Mn"]
-
-
-def _split_words(chunk: list[tuple[str, int]]) -> Iterable[list[tuple[str, int]]]:
-    """Cuts before and after punctuation, and at white space that decomposition brought."""
-    word: list[tuple[str, int]] = []
-    for item in chunk:
-        alone = is_punctuation(item[0])
-        if alone or item[0].isspace():
-            if word:
-                yield word
-            word = []
-            if alone:
-                yield [item]
-        else:
-            word.append(item)
-    if word:
-        yield word
 
 
 def _groups(texts: Iterable[str]) -> Iterable[list[str]]:

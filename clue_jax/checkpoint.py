@@ -88,10 +88,6 @@ class Checkpoints:
         if not saved:
             raise UserError(f"{self._checkpointer.directory}: saving failed")
 
-    def latest_meta(self) -> dict[str, Any]:
-        """The metadata of the newest checkpoint."""
-        return self._checkpointer.checkpointables_metadata(self.latest_step).custom_metadata
-
     def restore(self, like: TrainState) -> TrainState:
         """Reads the newest checkpoint.
 

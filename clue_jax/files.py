@@ -24,16 +24,17 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     The bytes go to a neighbour named after this process; it is removed if the block raises.
     """
     path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             yield file
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"{path}: cannot write ({error.strerror or error})") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -94,9 +95,12 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
 
     A directory already there is replaced as a whole, so a reader never sees a mix of two writes.
     """
-    path = Path(path)
-    for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    path = Path(os.path.realpath(path))  # behind a link, the folder is replaced and not the link
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file, expected a folder")
+    for ending in ("tmp", "old"):
+        for left in path.parent.glob(f".{path.name}.*.{ending}"):
+            shutil.rmtree(left, ignore_errors=True)  # by a process that was killed
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
         temporary.mkdir(parents=True)

@@ -11,6 +11,7 @@ import numpy as np
 from clue_jax.convert import model_dir
 from clue_jax.errors import UserError
 from clue_jax.model import PretrainingModel
+from clue_jax.text.normalize import normalizer
 
 _BUCKET = 32  # lengths are padded to multiples of this, so that few programs are compiled
 
@@ -36,6 +37,7 @@ class Predictor:
         loaded = model_dir.load(directory)
         self.config, self.tokenizer = loaded.config, loaded.tokenizer
         self._directory = directory
+        self._normalize = normalizer(loaded.info.get("normalization", "none"))
         self._params = jax.device_put(loaded.params)
         model = PretrainingModel(loaded.config.without_dropout())
         self._masked_lm = jax.jit(
@@ -57,6 +59,8 @@ class Predictor:
         Raises:
           UserError: for a text without a mask, one that is too long, or a model without the head.
         """
+        if not 1 <= top_k <= self.config.vocab_size:
+            raise UserError(f"top_k {top_k} must lie between 1 and {self.config.vocab_size}")
         if "masked_lm" not in self._params:
             raise UserError(f"{self._directory}: has no masked-LM head")
         tokenizer = self.tokenizer
@@ -65,7 +69,7 @@ class Predictor:
             raise UserError("the text holds no [MASK]")
         ids = [tokenizer.cls_id]
         for i, part in enumerate(parts):
-            ids += [tokenizer.mask_id] * (i > 0) + tokenizer.encode(part).ids
+            ids += [tokenizer.mask_id] * (i > 0) + tokenizer.encode(self._normalize(part)).ids
         ids.append(tokenizer.sep_id)
         longest = self.config.max_position_embeddings
         if len(ids) > longest:

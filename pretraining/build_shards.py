@@ -6,7 +6,6 @@ import dataclasses
 import json
 import multiprocessing
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,11 +16,19 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from rich.progress import track
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from clue_jax.data import records, tfrecords
 from clue_jax.errors import UserError, run_command
-from clue_jax.files import sha256, write_json
+from clue_jax.files import atomic_directory, sha256, write_json
 from clue_jax.text import Tokenizer, copy_vocabulary, load_tokenizer
 from clue_jax.text.normalize import normalizer
 from clue_jax.text.words import segmented_word_starts
@@ -106,34 +113,29 @@ def build(settings: Settings) -> dict[str, Any]:
     pieces = cut_pieces(settings.input)
     output = Path(settings.output)
     described = _describe(settings)
-    _claim(output, described)
+    _check_output(output, described)
 
-    folders = [output, output / HELD_OUT] if share else [output]
-    written: list[Path] = []
-    totals = [Counter() for _ in folders]
-    shards: list[list[dict[str, Any]]] = [[] for _ in folders]
-    try:
-        for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
-        for parts in _progress(_run_pieces(settings, share, pieces), len(pieces)):
+    totals = [Counter() for _ in range(2 if share else 1)]
+    shards: list[list[dict[str, Any]]] = [[] for _ in totals]
+    # Shards that are there already stay whole until the new ones are complete.
+    with atomic_directory(output) as folder:
+        folders = [folder, folder / HELD_OUT][: len(totals)]
+        folders[-1].mkdir(exist_ok=True)
+        parts_of_pieces = _run_pieces(settings, folders, share, pieces)
+        for parts in _progress(parts_of_pieces, pieces):
             for counts, shard_list, part in zip(totals, shards, parts, strict=True):
-                written.append(Path(part["path"]))
                 counts.update(part["counts"])
                 shard_list.append(
-                    {"name": Path(part["path"]).name}
-                    | {key: part["counts"][key] for key in ("rows", "bytes")}
+                    {"name": part["name"]} | {key: part["counts"][key] for key in ("rows", "bytes")}
                 )
         if not totals[0]["rows"]:
-            raise UserError(f"{', '.join(settings.input)}: no text to train on (blank lines only?)")
-        for folder in folders:
-            copy_vocabulary(tokenizer, folder)
-        # The held-out manifest first: the training manifest makes the build complete.
-        for folder, counts, shard_list in reversed(list(zip(folders, totals, shards, strict=True))):
-            _write_manifest(folder, described, counts, shard_list, tokenizer)
-    except BaseException:
-        for path in written:
-            path.unlink(missing_ok=True)
-        raise
+            raise UserError(
+                f"{', '.join(settings.input)}: no text to train on (only blank lines, or all of it "
+                "held out)"
+            )
+        for part_folder, counts, shard_list in zip(folders, totals, shards, strict=True):
+            copy_vocabulary(tokenizer, part_folder)
+            _write_manifest(part_folder, described, counts, shard_list, tokenizer)
 
     seconds = time.monotonic() - started
     size = sum(piece.stop - piece.start for piece in pieces)
@@ -145,8 +147,8 @@ def build(settings: Settings) -> dict[str, Any]:
 
 
 def _check(settings: Settings) -> float:
-    if settings.seq_len < 8:
-        raise UserError(f"--seq-len {settings.seq_len} must be at least 8")
+    if not 8 <= settings.seq_len < 1 << 16:
+        raise UserError(f"--seq-len {settings.seq_len} must be at least 8 and below 65,536")
     if settings.dupe_factor < 1 or settings.workers < 1:
         raise UserError("--dupe-factor and --workers must be at least 1")
     if settings.format == "original" and settings.masking == "none":
@@ -170,7 +172,7 @@ def _describe(settings: Settings) -> dict[str, Any]:
     names = ("seq_len", "paragraphs", "packing", "masking", "held_out", "normalization", "seed")
     kept = {name: getattr(settings, name) for name in (*names, *masks, *repeats)}
     return {
-        "format": records.FORMAT if settings.format == "rows" else tfrecords.FORMAT,
+        "format": records.FORMAT if settings.format == "rows" else records.FORMAT_ORIGINAL,
         **kept,
         "pairs": settings.packing == "pairs",
         "lower_case": not settings.cased,
@@ -181,37 +183,46 @@ def _describe(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _claim(output: Path, described: dict[str, Any]) -> None:
-    """Refuses a folder with other shards; clears one with the same, or an unfinished build."""
-    manifest = output / records.MANIFEST
-    if manifest.exists():
-        old = records.read_manifest(output)
-        for key, value in described.items():
-            if old.get(key) != value:
-                raise UserError(
-                    f"{output}: holds shards built with {key} {old.get(key)!r}, now {value!r}; "
-                    "choose another --output or remove the folder"
-                )
-        manifest.unlink()
-    for folder in (output, output / HELD_OUT):
-        for pattern in ("shard-*.rows", "shard-*.tfrecord"):
-            for path in folder.glob(pattern):
-                path.unlink()
+def _check_output(output: Path, described: dict[str, Any]) -> None:
+    """Refuses a folder with other shards, or with anything else."""
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    if not (output / records.MANIFEST).exists():
+        raise UserError(f"{output}: is not empty and holds no shards; choose another --output")
+    old = records.read_manifest(output)
+    for key, value in described.items():
+        if old.get(key) != value:
+            raise UserError(
+                f"{output}: holds shards built with {key} {old.get(key)!r}, now {value!r}; "
+                "choose another --output or remove the folder"
+            )
 
 
-def _progress(parts: Iterator[Any], total: int) -> Iterator[Any]:
-    if not sys.stderr.isatty():
-        return parts
-    from rich.console import Console
-
-    return track(parts, "building shards", total=total, console=Console(stderr=True))
+def _progress(results: Iterator[Any], pieces: list[Piece]) -> Iterator[Any]:
+    """Passes the results of the pieces on, showing the text done, its rate and the time left."""
+    columns = (
+        TextColumn("building shards"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=sum(piece.stop - piece.start for piece in pieces))
+        for piece, result in zip(pieces, results, strict=True):
+            progress.advance(task, piece.stop - piece.start)
+            yield result
 
 
 def _run_pieces(
-    settings: Settings, share: float, pieces: list[Piece]
+    settings: Settings, folders: list[Path], share: float, pieces: list[Piece]
 ) -> Iterator[list[dict[str, Any]]]:
     """The results of all pieces, in order."""
-    jobs = [(settings, share, piece, number, len(pieces)) for number, piece in enumerate(pieces)]
+    jobs = [
+        (settings, folders, share, piece, number, len(pieces))
+        for number, piece in enumerate(pieces)
+    ]
     if settings.workers == 1 or len(pieces) == 1:
         yield from map(_build_piece, jobs)
         return
@@ -224,17 +235,15 @@ def _run_pieces(
             raise
 
 
-def _build_piece(job: tuple[Settings, float, Piece, int, int]) -> list[dict[str, Any]]:
+def _build_piece(
+    job: tuple[Settings, list[Path], float, Piece, int, int],
+) -> list[dict[str, Any]]:
     """Builds the shard of one piece, and its held-out shard: a pure function of the piece."""
-    settings, share, piece, number, count = job
+    settings, folders, share, piece, number, count = job
     tokenizer = load_tokenizer(settings.vocab, not settings.cased)
     suffix = "rows" if settings.format == "rows" else "tfrecord"
     name = f"shard-{number:05d}-of-{count:05d}.{suffix}"
-    folders = [Path(settings.output)]
-    parts: list[list[list[str]]] = [[]]
-    if share:
-        folders.append(folders[0] / HELD_OUT)
-        parts.append([])
+    parts: list[list[list[str]]] = [[] for _ in folders]
     # The original deletes its mark for the end of a paragraph before it packs.
     removed = "<eop>" if settings.packing == "original" else ""
     for document in read_documents(piece, settings.paragraphs, removed):
@@ -259,7 +268,7 @@ def _build_piece(job: tuple[Settings, float, Piece, int, int]) -> list[dict[str,
         else:
             tfrecords.write_tfrecords(path, original_columns(columns, masked))
         counts["bytes"] = path.stat().st_size
-        results.append({"path": str(path), "counts": dict(counts)})
+        results.append({"name": name, "counts": dict(counts)})
     return results
 
 

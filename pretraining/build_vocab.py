@@ -67,6 +67,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     else:
         if settings.size <= len(FIRST):
             raise UserError(f"--size {settings.size} must exceed the {len(FIRST)} special places")
+        model = Path(settings.output).parent / MODEL_FILE
+        if settings.algorithm == "wordpiece" and model.exists():
+            raise UserError(f"{model}: belongs to another vocabulary; choose another folder")
         build = _wordpiece if settings.algorithm == "wordpiece" else _sentencepiece
         entries = build(settings)
     write_text(settings.output, "".join(entry + "\n" for entry in entries))

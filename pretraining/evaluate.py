@@ -15,6 +15,7 @@ import tyro
 from jax.sharding import Mesh
 
 from clue_jax import losses
+from clue_jax.config import ModelConfig
 from clue_jax.convert import model_dir
 from clue_jax.data.batches import Batch, pad_batch, stream
 from clue_jax.errors import UserError, run_command
@@ -57,11 +58,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         raise UserError(f"{settings.model}: has no masked-LM head")
     masking = Masking(settings.masking, settings.masked_lm_prob, settings.max_predictions)
     examples = Examples(settings.data, loaded.tokenizer.vocab_file, masking, settings.mask_seed)
-    check_sequence_length(examples, loaded.config.max_position_embeddings)
+    check_fit(examples, loaded.config)
     params = complete(loaded.params, loaded.config.hidden_size)
     params = jax.device_put(params, state_shardings(params, mesh))
     model = PretrainingModel(loaded.config.without_dropout(), compute_dtype(settings.dtype))
     result = evaluate(model, params, examples, settings.batch_size, mesh)
+    if "next_sentence" not in loaded.params:
+        result = {k: v for k, v in result.items() if not k.startswith("next_sentence")}
     print(json.dumps(result))
     return result
 
@@ -140,16 +143,21 @@ def _padded_batch(examples: Examples, index: int, batch_size: int) -> Batch:
     return pad_batch(examples.batch(rows), batch_size)
 
 
-def check_sequence_length(examples: Examples, longest: int) -> None:
-    """Refuses rows longer than the model's position embeddings.
+def check_fit(examples: Examples, config: ModelConfig) -> None:
+    """Refuses rows longer than the model's positions, and pairs for a model of one segment kind.
 
     Raises:
-      UserError: with both lengths.
+      UserError: with both numbers.
     """
-    if examples.seq_len > longest:
+    if examples.seq_len > config.max_position_embeddings:
         raise UserError(
             f"{examples.directory}: rows of {examples.seq_len} slots, but the model has "
-            f"{longest} positions"
+            f"{config.max_position_embeddings} positions"
+        )
+    if config.type_vocab_size < 2 and examples.batch(np.arange(1))["segment_ids"].any():
+        raise UserError(
+            f"{examples.directory}: holds sentence pairs, but the model has only "
+            f"{config.type_vocab_size} segment kind"
         )
 
 

@@ -77,11 +77,6 @@ class Examples:
         """What was done to the text before tokenization."""
         return self._known("normalization", "none")
 
-    @property
-    def masks_are_fixed(self) -> bool:
-        """Whether the data brings its own masks."""
-        return self._known("masking", "fixed") != "none"
-
     def _known(self, key: str, otherwise: Any) -> Any:
         return self.manifest[key] if self.manifest else otherwise
 
@@ -96,12 +91,18 @@ class Examples:
             batch = self._from_original(self.shards.read(rows))
         else:
             batch = self._from_rows(self.shards.read(rows), rows, epochs)
-        for name in ("input_ids", "masked_lm_ids"):
+        vocab = ("vocabulary", self.tokenizer.vocab_size)
+        for name, (what, size) in {
+            "input_ids": vocab,
+            "masked_lm_ids": vocab,
+            "masked_lm_positions": ("row", self.seq_len),
+            "segment_ids": ("pair", 2),
+        }.items():
             low, high = int(batch[name].min()), int(batch[name].max())
-            if low < 0 or high >= self.tokenizer.vocab_size:
+            if low < 0 or high >= size:
                 raise UserError(
-                    f"{self.directory}: {name} holds {low if low < 0 else high}, but the "
-                    f"vocabulary has {self.tokenizer.vocab_size} entries"
+                    f"{self.directory}: {name} holds {low if low < 0 else high}, but the {what} "
+                    f"has {size} entries"
                 )
         return batch
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from jax.sharding import Mesh
 
 from clue_jax import losses, optim, sharding
 from clue_jax.checkpoint import Checkpoints
@@ -29,7 +30,7 @@ from clue_jax.model import PretrainingModel
 from clue_jax.runlog import RunLog
 from clue_jax.train_state import TrainState, abstract, new_state
 from pretraining.build_shards import HELD_OUT
-from pretraining.evaluate import check_sequence_length, compute_dtype, evaluate, head_sums
+from pretraining.evaluate import check_fit, compute_dtype, evaluate, head_sums
 from pretraining.examples import Examples
 from pretraining.masking import Masking
 
@@ -40,6 +41,9 @@ NEXT_SENTENCE_ONLY = r"^(bert/pooler|next_sentence)/"
 CHANGEABLE = (
     "output", "data", "vocab", "init", "steps", "mesh", "save_every", "log_every", "eval_every"
 )  # fmt: skip
+
+
+LEFT_BEHIND = ("model", "tf", "checkpoints", "metrics.jsonl", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ def run(settings: Settings) -> dict[str, Any]:
         frozen=None if settings.next_sentence else NEXT_SENTENCE_ONLY,
     )
     output = Path(settings.output)
-    _claim(output, settings, examples, initial)
+    _claim(output, settings, examples, initial, mesh)
 
     # ---- The state: the newest checkpoint, else --init, else random weights ----------------------
     dtype = compute_dtype(settings.dtype)
@@ -151,6 +155,7 @@ def run(settings: Settings) -> dict[str, Any]:
     state_shardings = sharding.state_shardings(state, mesh)
     if initial:
         params = {**state.params, **initial.params}
+        params = jax.tree.map(lambda array: np.asarray(array, np.float32), params)
         params = jax.device_put(params, state_shardings.params)
         state = dataclasses.replace(state, params=params)
     step_function = jax.jit(
@@ -296,8 +301,15 @@ def _check(settings: Settings) -> None:
     for name in ("steps", "batch_size", "save_every", "log_every"):
         if getattr(settings, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
-    if not settings.learning_rate > 0:
-        raise UserError(f"--learning-rate {settings.learning_rate} must be positive")
+    for name in ("learning_rate", "max_gradient_norm"):
+        if not getattr(settings, name) > 0:
+            raise UserError(
+                f"--{name.replace('_', '-')} {getattr(settings, name)} must be positive"
+            )
+    if settings.eval_every < 0 or settings.weight_decay < 0:
+        raise UserError("--eval-every and --weight-decay must not be negative")
+    if not 0 < settings.adam_b2 < 1:
+        raise UserError(f"--adam-b2 {settings.adam_b2} must lie between 0 and 1")
 
 
 def _held_out(settings: Settings, vocab: str | None, masking: Masking) -> Examples | None:
@@ -334,7 +346,7 @@ def _model_config(
         )
     if settings.next_sentence and not examples.batch(np.arange(1))["next_sentence_weights"].any():
         raise UserError(f"--next-sentence needs sentence pairs; {settings.data} holds none")
-    check_sequence_length(examples, config.max_position_embeddings)
+    check_fit(examples, config)
     return config
 
 
@@ -343,6 +355,7 @@ def _claim(
     settings: Settings,
     examples: Examples,
     initial: model_dir.ModelDirectory | None,
+    mesh: Mesh,
 ) -> None:
     """Marks the folder as this run's; refuses one that holds a run of other settings."""
     fixed = {
@@ -355,18 +368,21 @@ def _claim(
     if examples.manifest:
         fixed["data_sha256"] = sha256(examples.directory / MANIFEST)
     if initial:
-        fixed["init_digests"] = initial.info["digests"]
+        fixed["init_sha256"] = sha256(Path(settings.init) / model_dir.WEIGHTS)
+    fixed["dtype"] = str(compute_dtype(settings.dtype))
+    if settings.prng == "rbg":  # its numbers depend on the mesh
+        fixed["mesh"] = dict(mesh.shape)
     path = output / "settings.json"
     if path.exists():
         old = read_json(path)
-        for name, value in fixed.items():
-            if old.get(name) != value:
+        for name in sorted({*old, *fixed}):
+            if old.get(name) != fixed.get(name):
                 raise UserError(
-                    f"{output}: holds a run with {name} {old.get(name)!r}, now {value!r}; choose "
-                    "another --output or remove the folder"
+                    f"{output}: holds a run with {name} {old.get(name)!r}, now "
+                    f"{fixed.get(name)!r}; choose another --output or remove the folder"
                 )
-    elif (output / "checkpoints").exists():
-        raise UserError(f"{output}: holds checkpoints without settings.json; choose another folder")
+    elif any((output / name).exists() for name in LEFT_BEHIND):
+        raise UserError(f"{output}: holds something else than a run; choose another --output")
     else:
         write_json(path, fixed)
 

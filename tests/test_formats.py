@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import SAMPLE, arguments, build, metrics, micro_config, random_params
 
 from clue_jax.convert import model_dir
 from clue_jax.errors import UserError
-from pretraining import build_vocab, run
+from pretraining import build_vocab, evaluate, run
 from pretraining.examples import Examples
 from pretraining.masking import Masking
 
@@ -79,9 +83,44 @@ def test_sentencepiece_goes_all_the_way(tmp_path):
         len(encoding.ids)
     ]
     assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.mask_id) == (0, 100, 103)
+    with pytest.raises(UserError, match="tokenizer.model: belongs to another vocabulary"):
+        build_vocab.main(["--input", str(SAMPLE), "--output", str(vocab)])
     config = micro_config(result["entries"])
     model_dir.save(
         tmp_path / "model", random_params(config), config, tokenizer, heads={},
         source="random", max_seq_length=32,
     )  # fmt: skip
     assert model_dir.load(tmp_path / "model").tokenizer.encode(text) == encoding
+
+
+def test_a_model_without_the_head_reports_no_next_sentence_numbers(
+    vocab_file, micro_model, tmp_path
+):
+    build(vocab_file, tmp_path / "pairs", "--packing", "pairs", "--dupe-factor", "1")
+    loaded = model_dir.load(micro_model)
+    params = {name: loaded.params[name] for name in ("bert", "masked_lm")}
+    model_dir.save(
+        tmp_path / "model", params, loaded.config, loaded.tokenizer,
+        heads={"masked_lm": "trained"}, source="x", max_seq_length=32,
+    )  # fmt: skip
+    data = ["--data", str(tmp_path / "pairs")]
+    with_head = evaluate.main(["--model", str(micro_model), *data])
+    without = evaluate.main(["--model", str(tmp_path / "model"), *data])
+    assert "next_sentence_accuracy" in with_head
+    assert without == {k: v for k, v in with_head.items() if not k.startswith("next_sentence")}
+    assert model_dir.load(tmp_path / "model").info["heads"]["next_sentence"] == "missing"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_weights_become_float32_when_trained(shards, micro_model, tmp_path, dtype):
+    loaded = model_dir.load(micro_model)
+    half = jax.tree.map(lambda array: np.asarray(jnp.asarray(array, dtype)), loaded.params)
+    model_dir.save(
+        tmp_path / "half", half, loaded.config, loaded.tokenizer,
+        heads=loaded.info["heads"], source="x", max_seq_length=32,
+    )  # fmt: skip
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == dtype
+    run.main(arguments(shards, tmp_path / "out", tmp_path / "half", steps=2))
+    trained = model_dir.load(tmp_path / "out" / "model")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(trained.params)} == {"float32"}
+    assert trained.config.extra["dtype"] == "float32"

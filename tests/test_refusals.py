@@ -60,8 +60,8 @@ def test_bad_text_leaves_nothing(tmp_path, vocab_file, content, message, workers
     if content is not None:
         text.write_bytes(content)
     output = tmp_path / "out"
-    # After a good file, so that a good shard is under way; but blank text must be all there is.
-    inputs = [str(text)] if content == BLANK else [str(SAMPLE), str(text)]
+    # Among good files, so that good shards are under way; but blank text must be all there is.
+    inputs = [str(text)] if content == BLANK else [str(SAMPLE), str(text), str(SAMPLE)]
     with pytest.raises(UserError, match=message):
         build_shards.main(
             ["--input", *inputs, "--vocab", str(vocab_file), "--output", str(output)]
@@ -121,6 +121,31 @@ def test_shards_of_other_settings_are_not_overwritten(tmp_path, vocab_file):
     assert (tmp_path / "manifest.json").read_bytes() == before
 
 
+def test_a_failed_rebuild_leaves_the_old_shards(tmp_path, vocab_file):
+    text, output = tmp_path / "text.txt", tmp_path / "out"
+    arguments_ = ["--input", str(text), "--vocab", str(vocab_file), "--output", str(output)]
+    text.write_text("今天天气很好。\n", encoding="utf-8")
+    build_shards.main(arguments_)
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    text.write_bytes(b"\xff" + text.read_bytes()[1:])
+    with pytest.raises(UserError, match="text.txt, line 1: not UTF-8"):
+        build_shards.main(arguments_)
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "text.txt"]
+
+
+def test_folders_of_something_else_are_left_alone(tmp_path, vocab_file, shards, micro_model):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty and holds no shards"):
+        build(vocab_file, tmp_path)
+    with pytest.raises(UserError, match="holds something else than a run"):
+        run.main(arguments(shards, tmp_path, micro_model))
+    assert (tmp_path / "model" / "notes.txt").read_text() == "mine"
+    with pytest.raises(UserError, match=r"notes.txt: is a file, expected a folder"):
+        build(vocab_file, tmp_path / "model" / "notes.txt")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -131,6 +156,9 @@ def test_shards_of_other_settings_are_not_overwritten(tmp_path, vocab_file):
         ({"warmup_steps": 9}, "--warmup-steps 9 must lie between 0 and --steps 6"),
         ({"learning_rate": -1}, "--learning-rate -1.0 must be positive"),
         ({"steps": 0}, "--steps must be at least 1"),
+        ({"adam_b2": 2}, "--adam-b2 2.0 must lie between 0 and 1"),
+        ({"max_gradient_norm": 0}, "--max-gradient-norm 0.0 must be positive"),
+        ({"eval_every": -2}, "--eval-every and --weight-decay must not be negative"),
         ({"data": "/nowhere"}, "/nowhere: no such data folder"),
         ({"init": "/nowhere"}, "/nowhere: not a model directory"),
         ({"next_sentence": None}, None),
@@ -174,6 +202,8 @@ def test_another_runs_folder_is_refused(finished, shards, micro_model):
     before = sorted(path.stat().st_mtime_ns for path in finished.rglob("*"))
     with pytest.raises(UserError, match="holds a run with learning_rate 0.001, now 0.002"):
         run.main(arguments(shards, finished, micro_model, learning_rate=0.002))
+    with pytest.raises(UserError, match="holds a run with init_sha256"):
+        run.main(arguments(shards, finished, None))
     with pytest.raises(UserError, match="is at step 6 already, beyond --steps 4"):
         run.main(arguments(shards, finished, micro_model, steps=4))
     assert sorted(path.stat().st_mtime_ns for path in finished.rglob("*")) == before

@@ -30,7 +30,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     settings = tyro.cli(Settings, args=argv)
     path = Path(settings.run)
     path = path / "metrics.jsonl" if path.is_dir() else path
-    records = [json.loads(line) for line in read_text(path).splitlines()]
+    # The last line of a run that is under way, or was killed, may be cut short.
+    lines = read_text(path).split("\n")[:-1]
+    try:
+        records = [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise UserError(f"{path}: not the metrics of a run ({error})") from error
     if not records:
         raise UserError(f"{path}: holds no entry yet")
 

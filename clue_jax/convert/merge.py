@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from clue_jax.config import ModelConfig
@@ -64,7 +65,7 @@ def from_named_tensors(
             given = tensors[name].shape
             wanted = convert_layout(np.empty(expected[row.ours], bool), row.layout, form).shape
             faults.append(f"{name} has shape {list(given)}, the config needs {list(wanted)}")
-        elif not np.issubdtype(array.dtype, np.floating):
+        elif array.dtype.kind != "f" and array.dtype != ml_dtypes.bfloat16:
             faults.append(f"{name} has type {array.dtype}, expected floating point")
         flat[row.ours] = array
     dropped = sorted(name for name in tensors if name not in known and _DROPPED.search(name))

@@ -26,7 +26,7 @@ from clue_jax.text import Tokenizer, WordPieceTokenizer, copy_vocabulary, load_t
 from clue_jax.text.tokenizer_json import write_tokenizer_files
 
 FORMAT = 1
-_WEIGHTS = "model.safetensors"
+WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ModelDirectory:
 
     Attributes:
       config: the sizes.
-      params: nested dict of float32 arrays; a head that is missing is absent.
+      params: nested dict of arrays of the type they are stored in; a missing head is absent.
       tokenizer: of the directory's vocabulary.
       info: the content of `clue_jax.json`.
     """
@@ -61,7 +61,7 @@ def save(
 
     Args:
       directory: replaced as a whole if it exists.
-      params: nested dict of arrays; heads that are absent stay absent.
+      params: nested dict of arrays of one type; heads that are absent stay absent.
       config: the sizes.
       tokenizer: its files are copied byte for byte; Hugging Face tokenizer files are written
         for WordPiece only.
@@ -77,10 +77,11 @@ def save(
     next_sentence_trained = heads.get("next_sentence") == "trained"
     architecture = "BertForPreTraining" if next_sentence_trained else "BertForMaskedLM"
     with atomic_directory(directory) as folder:
-        safetensors.numpy.save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
-        write_json(
-            folder / "config.json", config.to_hugging_face() | {"architectures": [architecture]}
-        )
+        safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        values = config.to_hugging_face() | {"architectures": [architecture]}
+        values.pop("torch_dtype", None)
+        (values["dtype"],) = {str(tensor.dtype) for tensor in tensors.values()}
+        write_json(folder / "config.json", values)
         copy_vocabulary(tokenizer, folder)
         if isinstance(tokenizer, WordPieceTokenizer):
             write_tokenizer_files(tokenizer, folder, config.max_position_embeddings)
@@ -119,10 +120,10 @@ def load(directory: str | os.PathLike) -> ModelDirectory:
             f"{config.vocab_size}"
         )
     try:
-        tensors = safetensors.numpy.load_file(directory / _WEIGHTS)
+        tensors = safetensors.numpy.load_file(directory / WEIGHTS)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{directory / _WEIGHTS}: cannot read ({error})") from error
-    params, _ = from_named_tensors(tensors, config, "hf", str(directory / _WEIGHTS))
+        raise UserError(f"{directory / WEIGHTS}: cannot read ({error})") from error
+    params, _ = from_named_tensors(tensors, config, "hf", str(directory / WEIGHTS))
     return ModelDirectory(config, params, tokenizer, info)
 
 
@@ -135,7 +136,7 @@ def _read_info(directory: Path) -> dict[str, Any]:
     info = read_json(path)
     if info.get("format") != FORMAT:
         raise UserError(f"{path}: format {info.get('format')!r}, this version reads {FORMAT}")
-    for name in (_WEIGHTS, "vocab.txt"):
+    for name in (WEIGHTS, "vocab.txt"):
         if (directory / name).exists() and sha256(directory / name) != info["digests"].get(name):
             raise UserError(f"{directory / name}: damaged or replaced; its digest does not match")
     return info

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from clue_jax.data.tf import is_installed, tensorflow
+from clue_jax.data.tf import is_usable, tensorflow
 
 Batch = dict[str, np.ndarray]
 
@@ -64,14 +64,14 @@ def pad_batch(batch: Batch, size: int) -> Batch:
 def stream(make_batch: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
     """Makes the batches of steps start..stop-1 in order, some steps ahead, in background threads.
 
-    Both forms give the same batches: tf.data where tensorflow is installed, threads elsewhere.
+    Both forms give the same batches: tf.data where tensorflow can be imported, threads elsewhere.
 
     Args:
       make_batch: step -> batch, a pure function.
       start: the first step.
       stop: one past the last step.
     """
-    form = _stream_tf_data if is_installed() else _stream_threads
+    form = _stream_tf_data if is_usable() else _stream_threads
     return form(make_batch, start, stop)
 
 

@@ -32,6 +32,8 @@ from clue_jax.files import atomic_file, read_json
 
 MANIFEST = "manifest.json"
 FORMAT = "clue_jax rows 1"
+FORMAT_ORIGINAL = "original tfrecord"
+FORMATS = (FORMAT, FORMAT_ORIGINAL)
 
 
 @dataclass(frozen=True)
@@ -195,8 +197,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             "(an unfinished build has none either: run it again)"
         )
     manifest = read_json(path)
-    if not isinstance(manifest, dict) or "shards" not in manifest:
-        raise UserError(f"{path}: not a manifest of pretraining shards")
+    if not isinstance(manifest, dict) or manifest.get("format") not in FORMATS:
+        raise UserError(f"{path}: not a manifest of pretraining shards ({' or '.join(FORMATS)})")
     return manifest
 
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 import os
 from typing import Any
 
 from clue_jax.errors import UserError
 
 
-def is_installed() -> bool:
+@functools.cache
+def _tensorflow() -> Any | None:
+    # It only reads records here; its notices about CPU instructions help nobody.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    try:
+        import tensorflow
+    except Exception:  # a broken installation raises all kinds, and counts as none
+        return None
+    return tensorflow
+
+
+def is_usable() -> bool:
     """Whether tensorflow can be imported."""
-    return importlib.util.find_spec("tensorflow") is not None
+    return _tensorflow() is not None
 
 
 def tensorflow(purpose: str) -> Any:
@@ -21,13 +33,9 @@ def tensorflow(purpose: str) -> Any:
       purpose: what needs it, for the message.
 
     Raises:
-      UserError: if it is not installed.
+      UserError: if it cannot be imported.
     """
-    # It only reads records here; its notices about CPU instructions help nobody.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    try:
-        import tensorflow as tf
-    except ImportError as error:
-        raise UserError(f"{purpose} needs tensorflow: pip install tensorflow-cpu") from error
-    return tf
+    module = _tensorflow()
+    if module is None:
+        raise UserError(f"{purpose} needs a working tensorflow: pip install tensorflow-cpu")
+    return module

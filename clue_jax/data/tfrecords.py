@@ -14,19 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from clue_jax.data.records import MANIFEST, check_size, read_manifest
+from clue_jax.data.records import FORMAT_ORIGINAL, MANIFEST, check_size, read_manifest
 from clue_jax.data.tf import tensorflow
 from clue_jax.errors import UserError
 from clue_jax.files import atomic_file, masked_crc32c
-
-FORMAT = "original tfrecord"
 
 
 def is_tfrecord_folder(directory: str | os.PathLike) -> bool:
     """Whether a data folder holds the original's files, ours or made by the original."""
     directory = Path(directory)
     if (directory / MANIFEST).exists():
-        return read_manifest(directory)["format"] == FORMAT
+        return read_manifest(directory)["format"] == FORMAT_ORIGINAL
     return bool(_record_files(directory))
 
 

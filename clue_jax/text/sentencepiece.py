@@ -48,11 +48,9 @@ class SentencePieceTokenizer:
             self._model = sentencepiece.SentencePieceProcessor(model_file=str(self.model_file))
         except (OSError, RuntimeError) as error:
             raise UserError(f"{self.model_file}: cannot read ({error})") from error
-        pieces = self._model.get_piece_size()
-        if pieces != len(self.vocabulary):
-            raise UserError(
-                f"{vocab_file}: {len(self.vocabulary)} entries, but {self.model_file} has {pieces}"
-            )
+        pieces = [self._model.id_to_piece(i) for i in range(self._model.get_piece_size())]
+        if [piece.strip() for piece in pieces] != self.vocabulary:
+            raise UserError(f"{vocab_file}: not the pieces of {self.model_file} beside it")
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
             self.vocabulary.index(token) for token in SPECIAL_TOKENS
         )

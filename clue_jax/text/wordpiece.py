@@ -314,7 +314,7 @@ def read_vocabulary(vocab_file: str | os.PathLike) -> list[str]:
     Raises:
       UserError: if the file is missing, not UTF-8, or lacks a special token.
     """
-    lines = read_text(vocab_file).split("\n")
+    lines = read_text(vocab_file).removeprefix("\ufeff").split("\n")
     if lines and not lines[-1]:
         lines.pop()
     vocabulary = [line.strip() for line in lines]

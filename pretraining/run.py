@@ -125,7 +125,6 @@ def run(settings: Settings) -> dict[str, Any]:
     # ---- What to train, on what ------------------------------------------------------------------
     started = time.monotonic()
     _check(settings)
-    jax.config.update("jax_default_prng_impl", settings.prng)
     mesh = sharding.make_mesh(settings.mesh)
     sharding.check_batch_size(settings.batch_size, mesh)
     masking = Masking(settings.masking, settings.masked_lm_prob, settings.max_predictions)
@@ -150,7 +149,7 @@ def run(settings: Settings) -> dict[str, Any]:
     # ---- The state: the newest checkpoint, else --init, else random weights ----------------------
     dtype = compute_dtype(settings.dtype)
     model = PretrainingModel(config, dtype)
-    key = jax.random.key(settings.seed)
+    key = jax.random.key(settings.seed, impl=settings.prng)
     state = new_state(lambda: _random_params(model, key), optimizer, mesh)
     state_shardings = sharding.state_shardings(state, mesh)
     if initial:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -162,18 +163,26 @@ def cut_at(shards, output, model, step, mesh):
         run.RunLog.advance = original
 
 
+def start_run(arguments_) -> subprocess.Popen:
+    command = [sys.executable, "-m", "pretraining.run", *arguments_]
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, cwd=ROOT, stderr=quiet, stdout=quiet)
+
+
+def assert_same_run(output: Path, whole: Path, steps: int) -> None:
+    for name in ("model/model.safetensors", "tf/bert_model.ckpt.data-00000-of-00001"):
+        assert (output / name).read_bytes() == (whole / name).read_bytes()
+    assert [line["step"] for line in metrics(output)] == list(range(2, steps + 1, 2))
+    assert metrics(output)[-1]["masked_lm_loss"] == metrics(whole)[-1]["masked_lm_loss"]
+
+
 def test_a_killed_run_ends_with_the_same_bits(shards, micro_model, tmp_path):
     """SIGKILL twice, at different places; then the same command to the end."""
-    steps = {"steps": 40, "save_every": 3, "mesh": "data=2", "eval_every": None}
-    run.main(arguments(shards, tmp_path / "whole", micro_model, **steps))
+    options = {"steps": 40, "save_every": 3, "mesh": "data=2"}
+    run.main(arguments(shards, tmp_path / "whole", micro_model, **options))
     output = tmp_path / "killed"
-    command = [sys.executable, "-m", "pretraining.run"]
-    command += arguments(shards, output, micro_model, **steps)
-    environment = dict(os.environ)
     for after in (3, 18):
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
+        process = start_run(arguments(shards, output, micro_model, **options))
         deadline = time.monotonic() + 120
         while not any((output / "checkpoints" / str(s)).exists() for s in range(after, 40)):
             assert process.poll() is None, "ended before it could be killed"
@@ -182,7 +191,26 @@ def test_a_killed_run_ends_with_the_same_bits(shards, micro_model, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not (output / "model").exists()
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
-    for name in ("model/model.safetensors", "tf/bert_model.ckpt.data-00000-of-00001"):
-        assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert [line["step"] for line in metrics(output)] == list(range(2, 41, 2))
+    assert start_run(arguments(shards, output, micro_model, **options)).wait() == 0
+    assert_same_run(output, tmp_path / "whole", 40)
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments(shards, micro_model, tmp_path):
+    """Start-up, steps, saves and the export: wherever SIGKILL falls, the last bits are the same."""
+    options = {"steps": 400, "save_every": 7, "mesh": "data=2"}
+    run.main(arguments(shards, tmp_path / "whole", micro_model, **options))
+    output = tmp_path / "killed"
+    delays = random.Random(0)
+    kills = 0
+    while True:
+        process = start_run(arguments(shards, output, micro_model, **options))
+        try:
+            assert process.wait(timeout=delays.uniform(1, 20)) == 0
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    assert kills >= 2
+    assert_same_run(output, tmp_path / "whole", 400)

@@ -94,10 +94,20 @@ class Checkpoints:
         Args:
           like: a state with the wanted shapes and shardings (see `train_state.abstract`); the mesh
             may differ from the one that saved.
+
+        Raises:
+          UserError: if it is damaged, naming its folder.
         """
         step = self.latest_step
-        items = self._checkpointer.load_checkpointables(
-            step, {"params": like.params, "opt_state": like.opt_state}
-        )
+        try:
+            items = self._checkpointer.load_checkpointables(
+                step, {"params": like.params, "opt_state": like.opt_state}
+            )
+        except Exception as error:  # damage shows in many types of error
+            reason = str(error).split("\n")[0][:200]
+            raise UserError(
+                f"{self._checkpointer.directory / str(step)}: cannot be read ({reason}); remove "
+                "that folder to go on from the checkpoint before it"
+            ) from error
         number = jax.device_put(jnp.int32(step), like.step.sharding)
         return dataclasses.replace(like, step=number, **items)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from clue_jax.errors import UserError
 from clue_jax.text import WordPieceTokenizer, words
-from clue_jax.text.normalize import normalizer, traditional_to_simplified
+from clue_jax.text.normalize import traditional_to_simplified
 from pretraining import build_shards, corpus, packing
 from pretraining.corpus import Piece, cut_pieces, read_documents, split_sentences
 
@@ -67,13 +67,12 @@ def test_lossless_packing_by_hand():
     assert shared_row[0].document_starts == [0, 4]
 
 
-def recorded_documents(shared, vocab, **reading):
+def recorded_documents(shared, vocab):
     tokenizer = WordPieceTokenizer(shared / f"data/vocab/{vocab}")
     text = shared / "fixtures/pretraining_pairs/text.txt"
-    normalize = normalizer(reading.pop("normalization", "none"))
     documents = []
     for document in read_documents(Piece(str(text), 0, text.stat().st_size), paragraphs=False):
-        batch = tokenizer.encode_batch([normalize(sentence) for sentence in document])
+        batch = tokenizer.encode_batch(document)
         sentences = [
             (batch.ids[a:b], batch.word_starts[a:b])
             for a, b in zip(batch.row_splits, batch.row_splits[1:], strict=False)
@@ -96,26 +95,35 @@ def test_documents_are_parsed_as_the_original_does(shared):
         assert hashlib.sha256(compact.encode()).hexdigest() == line["sha256_of_ids"]
 
 
-def test_simplified_documents_agree_where_opencc_does(shared):
-    """OpenCC and the original's tables differ on few lines; everywhere else the ids are equal."""
-    path = shared / "fixtures/pretraining_pairs/t2s_lines.jsonl.gz"
-    with gzip.open(path, "rt") as file:
+def test_simplified_text_agrees_where_opencc_does(shared):
+    """A document without a character on which OpenCC and the original's tables are known to differ
+    has the recorded ids; the recorded lines and documents that are equal are counted."""
+    with gzip.open(shared / "fixtures/pretraining_pairs/t2s_lines.jsonl.gz", "rt") as file:
         lines = [json.loads(line) for line in file]
-    agree = [traditional_to_simplified(line["text"]) == line["converted"] for line in lines]
-    assert len(lines) > 500
-    assert np.mean(agree) > 0.9
-    _, documents = recorded_documents(shared, "vocab_clue.txt", normalization="t2s")
+    equal = [traditional_to_simplified(line["text"]) == line["converted"] for line in lines]
+    assert (sum(equal), len(equal)) == (946, 1000)
+
+    path = shared / "fixtures/t2s/single_characters_that_differ.jsonl"
+    differing = {json.loads(line)["char"] for line in path.read_text().splitlines()}
     path = shared / "fixtures/pretraining_pairs/documents.clue.t2s_True.jsonl"
-    recorded = [json.loads(line) for line in path.read_text().splitlines()]
-    assert len(documents) == len(recorded)
-    equal = 0
-    for document, line in zip(documents, recorded, strict=True):
-        assert [len(ids) for ids, _ in document] == line["tokens_per_sentence"]
-        ids = json.dumps([ids.tolist() for ids, _ in document], separators=(",", ":"))
-        equal += hashlib.sha256(ids.encode()).hexdigest() == line["sha256_of_ids"]
-    different_lines = agree.count(False)
-    assert equal >= len(recorded) - different_lines
-    print(f"{equal} of {len(recorded)} documents equal; {different_lines} lines differ in OpenCC")
+    expected = [json.loads(line)["sha256_of_ids"] for line in path.read_text().splitlines()]
+    tokenizer = WordPieceTokenizer(shared / "data/vocab/vocab_clue.txt")
+    text = shared / "fixtures/pretraining_pairs/text.txt"
+    found = []
+    for document in read_documents(Piece(str(text), 0, text.stat().st_size), False):
+        ids = [tokenizer.encode(traditional_to_simplified(line)).ids for line in document]
+        if any(ids):
+            compact = json.dumps([sentence for sentence in ids if sentence], separators=(",", ":"))
+            digest = hashlib.sha256(compact.encode()).hexdigest()
+            found.append((digest, bool(differing & set("".join(document)))))
+    assert len(found) == len(expected) == 118
+    results = [
+        (digest == wanted, may_differ)
+        for (digest, may_differ), wanted in zip(found, expected, strict=True)
+    ]
+    assert all(is_equal for is_equal, may_differ in results if not may_differ)
+    assert sum(not may_differ for _, may_differ in results) == 93
+    assert sum(is_equal for is_equal, _ in results) == 96
 
 
 @pytest.mark.parametrize("seq_len", [128, 256])

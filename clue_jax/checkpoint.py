@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
@@ -111,3 +112,37 @@ class Checkpoints:
             ) from error
         number = jax.device_put(jnp.int32(step), like.step.sharding)
         return dataclasses.replace(like, step=number, **items)
+
+
+def load_params(directory: str | os.PathLike, step: int | None = None) -> tuple[Any, int]:
+    """Reads the parameters alone out of a run's checkpoints; nothing is changed there.
+
+    Args:
+      directory: of the checkpoints.
+      step: which; None for the newest.
+
+    Returns:
+      The nested dict of numpy arrays, and its step.
+
+    Raises:
+      UserError: if there is none, or it is damaged.
+    """
+    directory = epath.Path(directory).resolve()
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such folder")
+    with ocp.training.Checkpointer(directory) as checkpointer:
+        if step is None:
+            if checkpointer.latest is None:
+                raise UserError(f"{directory}: holds no complete checkpoint")
+            step = checkpointer.latest.step
+        try:
+            metadata = checkpointer.checkpointables_metadata(step).metadata["params"]
+            device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            like = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), metadata
+            )
+            items = checkpointer.load_checkpointables(step, {"params": like})
+        except Exception as error:  # damage shows in many types of error
+            reason = str(error).split("\n")[0][:200]
+            raise UserError(f"{directory / str(step)}: cannot be read ({reason})") from error
+    return jax.tree.map(np.asarray, items["params"]), step

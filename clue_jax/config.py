@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from clue_jax.errors import UserError
@@ -53,6 +54,7 @@ class ModelConfig:
       type_vocab_size: segment kinds.
       initializer_range: deviation of the truncated normal for new weights.
       layer_norm_eps: added to the variance; the original has 1e-12 built in.
+      tie_word_embeddings: the masked-LM output matrix is the word embedding, as in the original.
       extra: keys of the file that mean nothing here, kept so that writing loses nothing.
 
     Raises:
@@ -71,6 +73,7 @@ class ModelConfig:
     type_vocab_size: int = 2
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
+    tie_word_embeddings: bool = True
     extra: dict[str, Any] = field(default_factory=dict, compare=False, hash=False)
 
     def __post_init__(self):
@@ -82,6 +85,10 @@ class ModelConfig:
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool):
                 raise UserError(f"{name} must be a number, got {value!r}")
+        if not isinstance(self.tie_word_embeddings, bool):
+            raise UserError(
+                f"tie_word_embeddings must be true or false, got {self.tie_word_embeddings!r}"
+            )
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} must be in [0, 1), got {getattr(self, name)}")
@@ -121,6 +128,18 @@ class ModelConfig:
     def from_hugging_face(cls, path: str | os.PathLike) -> ModelConfig:
         """Reads a Hugging Face `config.json`, where "gelu" is the erf form."""
         return cls._from_json(path, HF_ACTIVATIONS)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike) -> ModelConfig:
+        """Reads either file: `config.json`, or one with keys that only Hugging Face writes, is that
+        of the Hugging Face layout, any other the original's."""
+        values = read_json(path)
+        hugging_face = {"model_type", "architectures", "transformers_version"}
+        if Path(path).name == "config.json" or (
+            isinstance(values, dict) and hugging_face & set(values)
+        ):
+            return cls.from_hugging_face(path)
+        return cls.from_tf_bert(path)
 
     @classmethod
     def _from_json(cls, path: str | os.PathLike, activations: dict[str, str]) -> ModelConfig:
@@ -165,7 +184,10 @@ class ModelConfig:
         write_json(path, self.to_tf_bert())
 
     def _known(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _FIELDS}
+        values = {name: getattr(self, name) for name in _FIELDS}
+        if self.tie_word_embeddings:  # the rule in both dialects, so not worth a word
+            del values["tie_word_embeddings"]
+        return values
 
 
 _FIELDS = tuple(f.name for f in dataclasses.fields(ModelConfig) if f.name != "extra")
@@ -183,7 +205,10 @@ _NUMBERS = (
     "initializer_range",
     "layer_norm_eps",
 )
-_HF_ONLY = ("model_type", "pad_token_id", "architectures", "transformers_version", "torch_dtype")
+_HF_ONLY = (
+    "model_type", "pad_token_id", "architectures", "transformers_version", "torch_dtype", "dtype",
+    "id2label", "label2id", "num_labels", "problem_type",
+)  # fmt: skip
 
 # The sizes that CLUE published, all with the 8,021-token CLUEVocab (base: CLUECorpus2020's own).
 PRESETS = {

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import google_crc32c
+import numpy as np
 from etils import epath
 
 from clue_jax.errors import UserError
@@ -83,8 +84,12 @@ def sha256(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def masked_crc32c(data: bytes) -> int:
-    """CRC-32C, rotated and shifted as tensorflow stores it in checkpoints and TFRecords."""
+def masked_crc32c(data: bytes | np.ndarray) -> int:
+    """CRC-32C, rotated and shifted as tensorflow stores it in checkpoints and TFRecords.
+
+    Args:
+      data: bytes, or a read-only contiguous array of them.
+    """
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 

@@ -1,19 +1,22 @@
-"""Text in, predictions out, from a model directory."""
+"""Text in, predictions out, from a model."""
 
 from __future__ import annotations
 
+import itertools
 import os
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
 
-from clue_jax.convert import model_dir
 from clue_jax.errors import UserError
-from clue_jax.model import PretrainingModel
+from clue_jax.features.sequences import bucket, build_row, pad_rows
+from clue_jax.pretrained import Model, load
 from clue_jax.text.normalize import normalizer
 
-_BUCKET = 32  # lengths are padded to multiples of this, so that few programs are compiled
+Pooling = Literal["cls", "mean", "last2"]
+_BATCH = 32  # rows a call, so that few programs are compiled
 
 
 class Filling(NamedTuple):
@@ -24,26 +27,22 @@ class Filling(NamedTuple):
 
 
 class Predictor:
-    """A model directory ready to answer.
+    """A model ready to answer.
 
     Args:
-      directory: see `clue_jax.convert.model_dir`.
+      model: a `Model`, or what `clue_jax.load` takes.
 
     Raises:
-      UserError: if it cannot be read.
+      UserError: if it cannot be read, or has no vocabulary.
     """
 
-    def __init__(self, directory: str | os.PathLike):
-        loaded = model_dir.load(directory)
-        self.config, self.tokenizer = loaded.config, loaded.tokenizer
-        self._directory = directory
-        self._normalize = normalizer(loaded.info.get("normalization", "none"))
-        self._params = jax.device_put(loaded.params)
-        model = PretrainingModel(loaded.config.without_dropout())
-        self._masked_lm = jax.jit(
-            lambda params, *inputs: model.apply(
-                {"params": params}, *inputs, method=PretrainingModel.masked_lm_only
-            )
+    def __init__(self, model: Model | str | os.PathLike):
+        self.model = model if isinstance(model, Model) else load(model)
+        if self.model.tokenizer is None:
+            raise UserError(f"{self.model.path}: has no vocabulary; load it with vocab=FILE")
+        self.config, self.tokenizer = self.model.config, self.model.tokenizer
+        self._normalize: Callable[[str], str] = normalizer(
+            self.model.info.get("normalization", "none")
         )
 
     def fill_mask(self, text: str, top_k: int = 5) -> list[list[Filling]]:
@@ -61,27 +60,22 @@ class Predictor:
         """
         if not 1 <= top_k <= self.config.vocab_size:
             raise UserError(f"top_k {top_k} must lie between 1 and {self.config.vocab_size}")
-        if "masked_lm" not in self._params:
-            raise UserError(f"{self._directory}: has no masked-LM head")
         tokenizer = self.tokenizer
         parts = text.split("[MASK]")
         if len(parts) == 1:
             raise UserError("the text holds no [MASK]")
-        ids = [tokenizer.cls_id]
+        ids: list[int] = []
         for i, part in enumerate(parts):
             ids += [tokenizer.mask_id] * (i > 0) + tokenizer.encode(self._normalize(part)).ids
-        ids.append(tokenizer.sep_id)
+        row, segments = build_row(tokenizer, ids, None, len(ids) + 2)
         longest = self.config.max_position_embeddings
-        if len(ids) > longest:
-            raise UserError(f"the text has {len(ids)} tokens, the model takes {longest}")
-        length = min(longest, -(-len(ids) // _BUCKET) * _BUCKET)
-        input_ids = np.full((1, length), tokenizer.pad_id, np.int32)
-        input_ids[0, : len(ids)] = ids
-        mask = (np.arange(length) < len(ids)).astype(np.int32)[None]
-        positions = np.flatnonzero(input_ids[0] == tokenizer.mask_id)
+        if len(row) > longest:
+            raise UserError(f"the text has {len(row)} tokens, the model takes {longest}")
+        rows = pad_rows([(row, segments)], bucket(len(row), longest), tokenizer.pad_id, 1)
+        positions = np.flatnonzero(rows.input_ids[0] == tokenizer.mask_id)
         slots = np.zeros((1, -(-len(positions) // 8) * 8), np.int32)
         slots[0, : len(positions)] = positions
-        logits = self._masked_lm(self._params, input_ids, mask, np.zeros_like(input_ids), slots)
+        logits = self.model.masked_lm(*rows, positions=slots)
         probabilities, tokens = jax.lax.top_k(jax.nn.softmax(logits[0]), top_k)
         return [
             [
@@ -90,3 +84,60 @@ class Predictor:
             ]
             for i in range(len(positions))
         ]
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        pooling: Pooling = "mean",
+        layers: Sequence[int] = (-1,),
+        max_length: int | None = None,
+    ) -> np.ndarray:
+        """Sentence vectors.
+
+        Args:
+          texts: single texts; longer ones are cut.
+          pooling: over the tokens: "cls" takes the first, "mean" averages all, special tokens
+            included; "last2" is the mean over the average of the last two layers.
+          layers: which are averaged; 0 is the embeddings, -1 the last. "last2" has its own.
+          max_length: T at most (default: what the model takes).
+
+        Returns:
+          float32 [texts, D], in order.
+
+        Raises:
+          UserError: for an unknown pooling, or a layer that the model lacks.
+        """
+        layers = (-2, -1) if pooling == "last2" else tuple(layers)
+        count = self.config.num_hidden_layers + 1
+        if pooling not in ("cls", "mean", "last2"):
+            raise UserError(f"unknown pooling {pooling!r}; known: cls, mean, last2")
+        wrong = [layer for layer in layers if not -count <= layer < count]
+        if wrong or not layers:
+            raise UserError(f"layers {list(layers)}: the model has {-count}..{count - 1}")
+        longest = self.config.max_position_embeddings
+        if max_length is not None:
+            longest = min(longest, max_length)
+        if longest < 2:
+            raise UserError(f"max_length {max_length} must be at least 2")
+        encoded = self.tokenizer.encode_batch([self._normalize(text) for text in texts])
+        splits = encoded.row_splits
+        rows = [
+            build_row(self.tokenizer, encoded.ids[a:b].tolist(), None, longest)
+            for a, b in itertools.pairwise(splits)
+        ]
+        vectors = np.zeros((len(rows), self.config.hidden_size), np.float32)
+        # Neighbours in length share a batch, so that little is padded.
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
+        for start in range(0, len(order), _BATCH):
+            chosen = order[start : start + _BATCH]
+            length = bucket(len(rows[chosen[-1]][0]), longest)
+            batch = pad_rows([rows[i] for i in chosen], length, self.tokenizer.pad_id, _BATCH)
+            output = self.model.encode(*batch, all_layers=True)
+            hidden = np.mean([np.asarray(output.all_layers[i], np.float32) for i in layers], axis=0)
+            if pooling == "cls":
+                pooled = hidden[:, 0]
+            else:
+                weights = batch.input_mask[..., None]
+                pooled = (hidden * weights).sum(axis=1) / weights.sum(axis=1)
+            vectors[chosen] = pooled[: len(chosen)]
+        return vectors

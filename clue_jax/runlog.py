@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from clue_jax.files import write_text
+
+Item = TypeVar("Item")
 
 
 class RunLog:
@@ -100,3 +104,28 @@ def _short(value: float) -> str:
     if isinstance(value, int) or abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.4g}"
+
+
+def progress(items: Sequence[Item], unit: str) -> Iterator[Item]:
+    """The items one by one, with a bar, a rate and the time left on a terminal; silent elsewhere.
+
+    Args:
+      items: what is to be done.
+      unit: what they are, in the plural.
+    """
+    console = Console(stderr=True)
+    started = time.monotonic()
+    bar = Progress(
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(unit, total=len(items), rate="")
+        for done, item in enumerate(items, 1):
+            yield item
+            rate = done / (time.monotonic() - started)
+            bar.update(task, completed=done, rate=f"{rate:,.1f} {unit}/s")

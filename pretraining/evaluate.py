@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 
 from clue_jax import losses
 from clue_jax.config import ModelConfig
-from clue_jax.convert import model_dir
+from clue_jax.convert import merge, model_dir
+from clue_jax.convert.names import shapes
 from clue_jax.data.batches import Batch, pad_batch, stream
 from clue_jax.errors import UserError, run_command
 from clue_jax.model import PretrainingModel
@@ -57,9 +58,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if "masked_lm" not in loaded.params:
         raise UserError(f"{settings.model}: has no masked-LM head")
     masking = Masking(settings.masking, settings.masked_lm_prob, settings.max_predictions)
-    examples = Examples(settings.data, loaded.tokenizer.vocab_file, masking, settings.mask_seed)
+    examples = Examples(settings.data, loaded.tokenizer, masking, settings.mask_seed)
     check_fit(examples, loaded.config)
-    params = complete(loaded.params, loaded.config.hidden_size)
+    params = complete(loaded.params, loaded.config)
     params = jax.device_put(params, state_shardings(params, mesh))
     model = PretrainingModel(loaded.config.without_dropout(), compute_dtype(settings.dtype))
     result = evaluate(model, params, examples, settings.batch_size, mesh)
@@ -161,12 +162,13 @@ def check_fit(examples: Examples, config: ModelConfig) -> None:
         )
 
 
-def complete(params: dict[str, Any], hidden_size: int) -> dict[str, Any]:
-    """The parameters with a next-sentence head of zeros if they have none; it is not reported."""
-    if "next_sentence" in params:
-        return params
-    zeros = {"kernel": np.zeros((hidden_size, 2), np.float32), "bias": np.zeros(2, np.float32)}
-    return {**params, "next_sentence": zeros}
+def complete(params: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """The pretraining parameters alone, with zeros for a pooler or next-sentence head that is
+    missing; what those give is not reported."""
+    flat = merge.flatten(params)
+    wanted = shapes(config)
+    zeros = {path: np.zeros(shape, np.float32) for path, shape in wanted.items()}
+    return merge.nest({path: flat.get(path, zeros[path]) for path in wanted})
 
 
 def compute_dtype(name: str | None) -> jnp.dtype:

@@ -12,8 +12,7 @@ from clue_jax.data import records, tfrecords
 from clue_jax.data.batches import Batch, document_columns
 from clue_jax.data.order import rows_of_step
 from clue_jax.errors import UserError
-from clue_jax.files import sha256
-from clue_jax.text import load_tokenizer
+from clue_jax.text import Tokenizer, load_tokenizer, vocabulary_digest
 from pretraining.masking import Masking, Vocabulary, draw_masks, masked_columns
 
 
@@ -22,7 +21,7 @@ class Examples:
 
     Args:
       directory: shards with a manifest, or the original's TFRecord files.
-      vocab_file: the model's vocabulary; None takes the copy in the folder.
+      vocabulary: the model's, as a tokenizer or a file; None takes the copy in the folder.
       masking: how masks are drawn if the data has none fixed; otherwise it is not used.
       seed: of the drawn masks.
 
@@ -33,7 +32,7 @@ class Examples:
     def __init__(
         self,
         directory: str | os.PathLike,
-        vocab_file: str | os.PathLike | None,
+        vocabulary: Tokenizer | str | os.PathLike | None,
         masking: Masking,
         seed: int,
     ):
@@ -48,17 +47,25 @@ class Examples:
             raise UserError(f"{directory}: holds no rows; build shards from more text")
         self.manifest: dict[str, Any] | None = self.shards.manifest
         self.directory = directory
-        if vocab_file is None:
-            vocab_file = directory / "vocab.txt"
-            if not vocab_file.exists():
+        if vocabulary is None:
+            vocabulary = directory / "vocab.txt"
+            if not vocabulary.exists():
                 raise UserError(f"{directory}: holds no vocab.txt; name it with --vocab")
-        self.tokenizer = load_tokenizer(vocab_file, self._known("lower_case", True))
-        digest = self._known("vocab_sha256", None)
-        if digest is not None and digest != sha256(vocab_file):
+        lower_case = self._known("lower_case", None)
+        if isinstance(vocabulary, str | os.PathLike):
+            vocabulary = load_tokenizer(vocabulary, lower_case is not False)
+        elif lower_case not in (None, vocabulary.lower_case):
             raise UserError(
-                f"{directory}: these shards were built with another vocabulary than {vocab_file} "
-                f"({self.manifest['vocab_size']} entries against {self.tokenizer.vocab_size}); "
-                "build them again with this one"
+                f"{directory}: built {'with' if lower_case else 'without'} lower-casing, which the "
+                "model has otherwise; build them again with the model's vocabulary and casing"
+            )
+        self.tokenizer = vocabulary
+        digest = self._known("vocab_sha256", None)
+        if digest is not None and digest != vocabulary_digest(vocabulary):
+            raise UserError(
+                f"{directory}: these shards were built with another vocabulary than "
+                f"{vocabulary.vocab_file} ({self.manifest['vocab_size']} entries against "
+                f"{vocabulary.vocab_size}); build them again with this one"
             )
         self._vocabulary = Vocabulary.of(self.tokenizer)
         self._masking = masking

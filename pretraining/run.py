@@ -18,16 +18,19 @@ import optax
 import tyro
 from jax.sharding import Mesh
 
-from clue_jax import losses, optim, sharding
+from clue_jax import losses, optim, sharding, zoo
 from clue_jax.checkpoint import Checkpoints
 from clue_jax.config import PRESETS, ModelConfig
-from clue_jax.convert import model_dir, tf_bert
+from clue_jax.convert import merge
+from clue_jax.convert.loaded import LoadedModel
+from clue_jax.convert.target import write
 from clue_jax.data.batches import Batch, stream
 from clue_jax.data.records import MANIFEST
 from clue_jax.errors import UserError, run_command
-from clue_jax.files import read_json, read_text, sha256, write_json
+from clue_jax.files import read_json, sha256, write_json
 from clue_jax.model import PretrainingModel
 from clue_jax.runlog import RunLog
+from clue_jax.text import Tokenizer, copy_vocabulary, vocabulary_digest
 from clue_jax.train_state import TrainState, abstract, new_state
 from pretraining.build_shards import HELD_OUT
 from pretraining.evaluate import check_fit, compute_dtype, evaluate, head_sums
@@ -69,7 +72,8 @@ class Settings:
     vocab: str | None = None
     """vocab.txt (default: the copy kept with the shards)."""
     init: str | None = None
-    """Model directory to start from; a masked-LM head that it lacks starts fresh."""
+    """Model to start from: a published name, a model directory, a TF-BERT checkpoint or a zip.
+    Heads that it lacks start fresh."""
     mesh: str | None = None
     """Devices by axis, such as data=8 or data=2,fsdp=4 (default: all on data)."""
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -128,8 +132,8 @@ def run(settings: Settings) -> dict[str, Any]:
     mesh = sharding.make_mesh(settings.mesh)
     sharding.check_batch_size(settings.batch_size, mesh)
     masking = Masking(settings.masking, settings.masked_lm_prob, settings.max_predictions)
-    initial = model_dir.load(settings.init) if settings.init else None
-    vocab = settings.vocab or (initial.tokenizer.vocab_file if initial else None)
+    initial = _initial(settings)
+    vocab = settings.vocab or (initial.tokenizer if initial else None)
     examples = Examples(settings.data, vocab, masking, settings.seed)
     held_out = _held_out(settings, vocab, masking)
     config = _model_config(settings, initial, examples)
@@ -144,7 +148,7 @@ def run(settings: Settings) -> dict[str, Any]:
         frozen=None if settings.next_sentence else NEXT_SENTENCE_ONLY,
     )
     output = Path(settings.output)
-    _claim(output, settings, examples, initial, mesh)
+    _claim(output, settings, config, examples, initial, mesh)
 
     # ---- The state: the newest checkpoint, else --init, else random weights ----------------------
     dtype = compute_dtype(settings.dtype)
@@ -153,7 +157,9 @@ def run(settings: Settings) -> dict[str, Any]:
     state = new_state(lambda: _random_params(model, key), optimizer, mesh)
     state_shardings = sharding.state_shardings(state, mesh)
     if initial:
-        params = {**state.params, **initial.params}
+        drawn, given = merge.flatten(state.params), merge.flatten(initial.params)
+        # A head of another task is left behind; what the model lacks keeps its random values.
+        params = merge.nest({path: given.get(path, array) for path, array in drawn.items()})
         params = jax.tree.map(lambda array: np.asarray(array, np.float32), params)
         params = jax.device_put(params, state_shardings.params)
         state = dataclasses.replace(state, params=params)
@@ -311,7 +317,22 @@ def _check(settings: Settings) -> None:
         raise UserError(f"--adam-b2 {settings.adam_b2} must lie between 0 and 1")
 
 
-def _held_out(settings: Settings, vocab: str | None, masking: Masking) -> Examples | None:
+def _initial(settings: Settings) -> LoadedModel | None:
+    """The model of --init, with a vocabulary."""
+    if settings.init is None:
+        return None
+    if zoo.find_model(settings.init) and not Path(settings.init).exists():
+        initial = zoo.load(settings.init)
+    else:
+        initial = zoo.read(settings.init, vocab=settings.vocab)
+    if initial.tokenizer is None:
+        raise UserError(f"{settings.init}: has no vocabulary; name it with --vocab")
+    return initial
+
+
+def _held_out(
+    settings: Settings, vocab: Tokenizer | str | None, masking: Masking
+) -> Examples | None:
     """The held-out examples, if they are asked for; their masks are those of evaluation, seed 0."""
     if not settings.eval_every:
         return None
@@ -324,7 +345,7 @@ def _held_out(settings: Settings, vocab: str | None, masking: Masking) -> Exampl
 
 
 def _model_config(
-    settings: Settings, initial: model_dir.ModelDirectory | None, examples: Examples
+    settings: Settings, initial: LoadedModel | None, examples: Examples
 ) -> ModelConfig:
     """The size of the model: of --init, or the preset with the vocabulary in use."""
     vocab_size = examples.tokenizer.vocab_size
@@ -352,8 +373,9 @@ def _model_config(
 def _claim(
     output: Path,
     settings: Settings,
+    config: ModelConfig,
     examples: Examples,
-    initial: model_dir.ModelDirectory | None,
+    initial: LoadedModel | None,
     mesh: Mesh,
 ) -> None:
     """Marks the folder as this run's; refuses one that holds a run of other settings."""
@@ -362,12 +384,12 @@ def _claim(
         for name, value in dataclasses.asdict(settings).items()
         if name not in CHANGEABLE
     }
-    fixed["vocab_sha256"] = sha256(examples.tokenizer.vocab_file)
+    fixed["vocab_sha256"] = vocabulary_digest(examples.tokenizer)
     fixed["rows"] = len(examples)
     if examples.manifest:
         fixed["data_sha256"] = sha256(examples.directory / MANIFEST)
     if initial:
-        fixed["init_sha256"] = sha256(Path(settings.init) / model_dir.WEIGHTS)
+        fixed["init_sha256"] = merge.digest(initial.params)
     fixed["dtype"] = str(compute_dtype(settings.dtype))
     if settings.prng == "rbg":  # its numbers depend on the mesh
         fixed["mesh"] = dict(mesh.shape)
@@ -383,6 +405,9 @@ def _claim(
     elif any((output / name).exists() for name in LEFT_BEHIND):
         raise UserError(f"{output}: holds something else than a run; choose another --output")
     else:
+        # With these an unfinished run converts as well.
+        write_json(output / "config.json", config.to_hugging_face())
+        copy_vocabulary(examples.tokenizer, output)
         write_json(path, fixed)
 
 
@@ -398,26 +423,25 @@ def _export(
     config: ModelConfig,
     params: Any,
     examples: Examples,
-    initial: model_dir.ModelDirectory | None,
+    initial: LoadedModel | None,
 ) -> None:
     """Writes the model directory and the TF-BERT files, both with the heads."""
-    before = initial.info["heads"].get("next_sentence", "fresh") if initial else "fresh"
-    before = "fresh" if before == "missing" else before
-    heads = {
-        "masked_lm": "trained",
-        "next_sentence": "trained" if settings.next_sentence else before,
+    # Of what the loss does not reach, the state is as it was; of a fresh start, the values tell.
+    heads = dict(initial.info["heads"]) if initial else {}
+    heads["masked_lm"] = "trained"
+    if settings.next_sentence:
+        heads |= {"pooler": "trained", "next_sentence": "trained"}
+    info = {
+        "heads": heads,
+        "source": f"clue_jax pretraining.run, {settings.steps} steps",
+        "max_seq_length": examples.seq_len,
+        "normalization": examples.normalization,
+        "license": initial.info.get("license", "unknown") if initial else "unknown",
     }
-    model_dir.save(
-        output / "model",
-        params,
-        config,
-        examples.tokenizer,
-        heads=heads,
-        source=f"clue_jax pretraining.run, {settings.steps} steps",
-        max_seq_length=examples.seq_len,
-        normalization=examples.normalization,
-    )
-    tf_bert.save(output / "tf", params, config, read_text(examples.tokenizer.vocab_file))
+    loaded = LoadedModel(config, params, examples.tokenizer, info, str(output))
+    write(loaded, output / "model", "model")
+    if config.tie_word_embeddings:  # TF-BERT has no place for another output matrix
+        write(loaded, output / "tf", "tf")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from conftest import micro_config, random_params
 
-from clue_jax.config import ModelConfig
-from clue_jax.convert import merge, model_dir, names, tf_bert
+from clue_jax.convert import merge, model_dir, names, tf_bundle
 from clue_jax.errors import UserError
 from clue_jax.model import PretrainingModel
 
@@ -31,7 +30,7 @@ def test_every_recorded_checkpoint_reads_exactly(shared):
 
     count = 0
     for prefix, expected in recorded_bundles(shared):
-        tensors = tf_bert.read_bundle(prefix)
+        tensors = tf_bundle.read_bundle(prefix)
         assert set(tensors) == set(expected)
         for name, entry in expected.items():
             tensor = tensors[name]
@@ -52,12 +51,12 @@ def test_a_written_bundle_is_read_by_tensorflow(tmp_path):
     tensors |= {"empty": np.zeros((0, 4), np.float32), "step": np.array(7, np.int64)}
     tensors["half"] = np.arange(4, dtype=np.float16)
     prefix = tmp_path / "some.ckpt"
-    tf_bert.write_bundle(prefix, tensors)
+    tf_bundle.write_bundle(prefix, tensors)
     reader = tf.train.load_checkpoint(str(prefix))
     assert reader.get_variable_to_shape_map() == {n: list(t.shape) for n, t in tensors.items()}
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(reader.get_tensor(name), tensor)
-    ours = tf_bert.read_bundle(prefix)
+    ours = tf_bundle.read_bundle(prefix)
     assert all((ours[name] == tensor).all() for name, tensor in tensors.items())
 
 
@@ -70,14 +69,14 @@ def test_a_bundle_of_tensorflow_is_read(tmp_path):
     tf.raw_ops.SaveV2(
         prefix=prefix, tensor_names=names_, shape_and_slices=[""] * 40, tensors=values
     )
-    tensors = tf_bert.read_bundle(prefix)
+    tensors = tf_bundle.read_bundle(prefix)
     for name, value in zip(names_, values, strict=True):
         np.testing.assert_array_equal(tensors[name], value)
 
 
 @pytest.fixture
 def bundle(tmp_path):
-    tf_bert.write_bundle(tmp_path / "x.ckpt", {"a": np.arange(9.0), "b": np.ones((2, 3))})
+    tf_bundle.write_bundle(tmp_path / "x.ckpt", {"a": np.arange(9.0), "b": np.ones((2, 3))})
     return tmp_path / "x.ckpt"
 
 
@@ -95,12 +94,12 @@ def test_damaged_bundles_are_refused(bundle, suffix, fault):
             if suffix == ".index" and len(data) - 48 <= at < len(data) - 8:
                 continue
             with pytest.raises(UserError, match="x.ckpt"):
-                tf_bert.read_bundle(bundle)
+                tf_bundle.read_bundle(bundle)
         return
     else:
         path.write_bytes(data[: len(data) // 2 if fault == "truncated" else 0])
     with pytest.raises(UserError, match="x.ckpt"):
-        tf_bert.read_bundle(bundle)
+        tf_bundle.read_bundle(bundle)
 
 
 def test_differences_are_reported_together():
@@ -134,7 +133,8 @@ def test_heads_are_whole_or_absent():
 def test_table_is_one_to_one():
     rows = names.rows(micro_config(50))
     for field in ("ours", "tf", "hf"):
-        assert len({getattr(row, field) for row in rows}) == len(rows)
+        given = [getattr(row, field) for row in rows if getattr(row, field)]
+        assert len(set(given)) == len(given)
 
 
 def test_model_directory_round_trip(micro_model, tokenizer):
@@ -142,7 +142,10 @@ def test_model_directory_round_trip(micro_model, tokenizer):
     expected = merge.flatten(random_params(micro_config(tokenizer.vocab_size)))
     for path, value in merge.flatten(loaded.params).items():
         np.testing.assert_array_equal(value, expected[path])
-    assert loaded.info["heads"] == {"masked_lm": "trained", "next_sentence": "fresh"}
+    assert loaded.info["heads"] == {
+        "pooler": "trained", "masked_lm": "trained", "next_sentence": "fresh",
+        "classifier": "missing", "span": "missing",
+    }  # fmt: skip
     assert loaded.info["gelu"] == "tanh"
     assert loaded.tokenizer.vocabulary == tokenizer.vocabulary
 
@@ -167,7 +170,7 @@ def test_foreign_directory_with_another_vocabulary_is_refused(micro_model, tmp_p
     model_dir.load(folder)
     with (folder / "vocab.txt").open("a") as file:
         file.write("extra\n")
-    with pytest.raises(UserError, match=r"vocab.txt has (\d+) entries, but config.json says"):
+    with pytest.raises(UserError, match="787 rows, config.json says 787, .* has 788 lines"):
         model_dir.load(folder)
 
 
@@ -187,15 +190,6 @@ def test_transformers_gives_our_logits(micro_model, tokenizer):
         {"params": loaded.params}, array, np.ones_like(array), array * 0, np.arange(len(ids))[None]
     )
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["c_classifier"])
-def test_unknown_heads_are_named(shared, name):
-    folder = shared / "fixtures/tf_checkpoint" / name
-    config = ModelConfig.from_tf_bert(folder / "bert_config.json")
-    prefix = next(folder.glob("*.index")).with_suffix("")
-    with pytest.raises(UserError, match="unknown output_bias; unknown output_weights"):
-        tf_bert.load(prefix, config)
 
 
 def test_loaded_parameters_reach_devices(micro_model):

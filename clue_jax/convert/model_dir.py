@@ -1,61 +1,41 @@
 """The released form of a model: one directory that the Hugging Face ecosystem loads as well.
 
-`config.json`, `model.safetensors` (transformers' tensor names), `vocab.txt`, tokenizer files, and
-`clue_jax.json`, which says what the others cannot: which heads were trained, how text was
-normalised, and the digests of the files.
+`config.json`, `model.safetensors` (transformers' tensor names), `vocab.txt`, tokenizer files, a
+model card, and `clue_jax.json`, which says what the others cannot: which heads were trained, how
+text was normalised, and the digests of the files. Directories by others are read too.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import safetensors.numpy
-from safetensors import SafetensorError
-
 from clue_jax.config import ModelConfig
-from clue_jax.convert.merge import from_named_tensors, to_named_tensors
-from clue_jax.convert.names import HEADS
+from clue_jax.convert.loaded import FORMAT, INFO_FILE, LoadedModel, Source, assemble, describe
+from clue_jax.convert.merge import hugging_face_names, to_named_tensors
+from clue_jax.convert.model_card import model_card
+from clue_jax.convert.weights import WEIGHTS, find_weights, read_weights, write_safetensors
 from clue_jax.errors import UserError
-from clue_jax.files import atomic_directory, read_json, sha256, write_json
+from clue_jax.files import atomic_directory, read_json, sha256, write_json, write_text
 from clue_jax.text import Tokenizer, WordPieceTokenizer, copy_vocabulary, load_tokenizer
 from clue_jax.text.tokenizer_json import write_tokenizer_files
 
-FORMAT = 1
-WEIGHTS = "model.safetensors"
-
-
-@dataclass(frozen=True)
-class ModelDirectory:
-    """A model read from its directory.
-
-    Attributes:
-      config: the sizes.
-      params: nested dict of arrays of the type they are stored in; a missing head is absent.
-      tokenizer: of the directory's vocabulary.
-      info: the content of `clue_jax.json`.
-    """
-
-    config: ModelConfig
-    params: dict[str, Any]
-    tokenizer: Tokenizer
-    info: dict[str, Any]
+# Keys of a config.json under which a model computes something else than ours does.
+_UNSUPPORTED = {
+    "position_embedding_type": ("absolute", None),
+    "is_decoder": (False, None),
+    "add_cross_attention": (False, None),
+}
 
 
 def save(
     directory: str | os.PathLike,
     params: Mapping[str, Any],
     config: ModelConfig,
-    tokenizer: Tokenizer,
-    *,
-    heads: Mapping[str, str],
-    source: str,
-    max_seq_length: int,
-    normalization: str = "none",
+    tokenizer: Tokenizer | None,
+    **about: Any,
 ) -> None:
     """Writes a model directory; it appears complete or not at all.
 
@@ -64,79 +44,147 @@ def save(
       params: nested dict of arrays of one type; heads that are absent stay absent.
       config: the sizes.
       tokenizer: its files are copied byte for byte; Hugging Face tokenizer files are written
-        for WordPiece only.
-      heads: head name -> "trained" or "fresh"; those left out are "missing".
-      source: where the weights come from, in words.
-      max_seq_length: the longest sequence the model was trained on, in tokens.
-      normalization: what was done to the text before tokenization.
+        for WordPiece only. None writes no vocabulary.
+      about: source, heads, max_seq_length and so on, see `clue_jax.convert.loaded.describe`.
 
     Raises:
       UserError: if the parameters are not those of the config, or writing fails.
     """
     tensors = to_named_tensors(params, config, "hf")
-    next_sentence_trained = heads.get("next_sentence") == "trained"
-    architecture = "BertForPreTraining" if next_sentence_trained else "BertForMaskedLM"
+    if "cls.predictions.decoder.weight" in tensors:
+        tensors["cls.predictions.decoder.bias"] = tensors["cls.predictions.bias"]
+    info = describe(params, config, tokenizer, **about)
+    architecture = _architecture(info["heads"], config)
+    values = config.to_hugging_face() | {"architectures": [architecture]}
+    values.pop("torch_dtype", None)
+    types = sorted({str(tensor.dtype) for tensor in tensors.values()})
+    if len(types) > 1:
+        raise UserError(f"{directory}: parameters of types {', '.join(types)}, expected one")
+    values["dtype"] = types[0]
+    if "classifier" in params:
+        classes = params["classifier"]["bias"].shape[0]
+        labels = info["labels"] or [f"LABEL_{i}" for i in range(classes)]
+        values["id2label"] = {str(i): label for i, label in enumerate(labels)}
+        values["label2id"] = {label: i for i, label in enumerate(labels)}
     with atomic_directory(directory) as folder:
-        safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-        values = config.to_hugging_face() | {"architectures": [architecture]}
-        values.pop("torch_dtype", None)
-        (values["dtype"],) = {str(tensor.dtype) for tensor in tensors.values()}
+        write_safetensors(folder / WEIGHTS, tensors)
         write_json(folder / "config.json", values)
-        copy_vocabulary(tokenizer, folder)
+        if tokenizer:
+            copy_vocabulary(tokenizer, folder)
         if isinstance(tokenizer, WordPieceTokenizer):
             write_tokenizer_files(tokenizer, folder, config.max_position_embeddings)
-        info = {
-            "format": FORMAT,
-            "task": "pretraining",
-            "labels": [],
-            "heads": {head: heads.get(head, "missing") for head in HEADS},
-            "lower_case": tokenizer.lower_case,
-            "max_seq_length": max_seq_length,
-            "normalization": normalization,
-            "gelu": {"gelu_tanh": "tanh", "gelu_erf": "erf"}.get(config.hidden_act),
-            "source": source,
-            "versions": {name: metadata.version(name) for name in ("jax", "flax", "safetensors")},
-            "digests": {path.name: sha256(path) for path in sorted(folder.iterdir())},
-        }
-        write_json(folder / "clue_jax.json", info)
+        write_text(folder / "README.md", model_card(params, config, info, architecture))
+        digests = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+        write_json(folder / INFO_FILE, info | {"digests": digests})
 
 
-def load(directory: str | os.PathLike) -> ModelDirectory:
+def load(directory: str | os.PathLike) -> LoadedModel:
     """Reads a model directory.
 
     Raises:
       UserError: if a file is missing or damaged (the digest of the weights or the vocabulary does
         not match), or the vocabulary, the config and the weights disagree.
     """
+    loaded = assemble(read_source(directory))
+    if loaded.tokenizer is None:
+        raise UserError(f"{Path(directory) / 'vocab.txt'}: no such file; the text needs it")
+    return loaded
+
+
+def read_source(
+    directory: str | os.PathLike,
+    config_file: str | os.PathLike | None = None,
+    vocab_file: str | os.PathLike | None = None,
+    lower_case: bool = True,
+) -> Source:
+    """Reads the tensors and files of a model directory, ours or a foreign one.
+
+    Args:
+      directory: the folder, or a weight file in it.
+      config_file: default `config.json` in it.
+      vocab_file: default `vocab.txt` in it, if there is one.
+      lower_case: see `WordPieceTokenizer`; a directory that says otherwise is believed.
+
+    Raises:
+      UserError: for a missing config or weight file, or a damaged file.
+    """
     directory = Path(directory)
-    if not (directory / "config.json").exists():
+    weights = directory if directory.is_file() else find_weights(directory)
+    directory = directory.parent if directory.is_file() else directory
+    if config_file is None and not (directory / "config.json").exists():
         raise UserError(f"{directory}: not a model directory (no config.json)")
-    info = _read_info(directory)
-    config = ModelConfig.from_hugging_face(directory / "config.json")
-    tokenizer = load_tokenizer(directory / "vocab.txt", info["lower_case"])
-    if tokenizer.vocab_size != config.vocab_size:
+    if weights is None:
+        raise UserError(f"{directory / WEIGHTS}: no such file, nor another kind of weights")
+    config_file = config_file or directory / "config.json"
+    info, notes = _read_info(directory)
+    config = ModelConfig.read(config_file)
+    for key, allowed in _UNSUPPORTED.items():
+        if config.extra.get(key) not in allowed:
+            raise UserError(f"{config_file}: {key} {config.extra[key]!r} is not supported")
+    beside = directory / "vocab.txt"
+    vocab_file = vocab_file or (beside if beside.exists() else None)
+    lower_case = lower_case and info.get("lower_case", True)
+    tensors = read_weights(weights)
+    if any(name.startswith("roberta.") for name in tensors):
         raise UserError(
-            f"{directory}: vocab.txt has {tokenizer.vocab_size} entries, but config.json says "
-            f"{config.vocab_size}"
+            f"{weights}: has the layout of RoBERTa itself (positions count from 2), not BERT's"
         )
+    tensors, config, renamed = hugging_face_names(tensors, config)
+    if config.extra.get("model_type", "bert") != "bert":
+        notes.append(f"model_type {config.extra['model_type']!r} in config.json; layout is BERT's")
+    if not info.get("versions") and config.hidden_act == "gelu_erf":
+        notes.append('hidden_act "gelu" was read as the exact form (erf); --gelu tanh overrides')
+    return Source(
+        path=str(weights),
+        form="hf",
+        tensors=tensors,
+        config=config,
+        config_file=Path(config_file).name,
+        tokenizer=load_tokenizer(vocab_file, lower_case) if vocab_file else None,
+        info=info | ({} if info.get("labels") else {"labels": _labels(config)}),
+        notes=notes + renamed,
+    )
+
+
+def _architecture(heads: Mapping[str, str], config: ModelConfig) -> str:
+    """The transformers class that has the heads; of several, the one for the end task."""
+    if heads["classifier"] != "missing":
+        known = ("BertForSequenceClassification", "BertForTokenClassification")
+        before = (config.extra.get("architectures") or [None])[0]
+        return before if before in known else known[0]
+    if heads["span"] != "missing":
+        return "BertForQuestionAnswering"
+    if heads["masked_lm"] != "missing":
+        return "BertForPreTraining" if heads["next_sentence"] == "trained" else "BertForMaskedLM"
+    return "BertModel"
+
+
+def _labels(config: ModelConfig) -> list[str]:
+    names = config.extra.get("id2label")
+    if not isinstance(names, dict):
+        return []
     try:
-        tensors = safetensors.numpy.load_file(directory / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{directory / WEIGHTS}: cannot read ({error})") from error
-    params, _ = from_named_tensors(tensors, config, "hf", str(directory / WEIGHTS))
-    return ModelDirectory(config, params, tokenizer, info)
+        return [str(names[key]) for key in sorted(names, key=int)]
+    except ValueError:
+        return []
 
 
-def _read_info(directory: Path) -> dict[str, Any]:
-    path = directory / "clue_jax.json"
+def _read_info(directory: Path) -> tuple[dict[str, Any], list[str]]:
+    path = directory / INFO_FILE
     if not path.exists():  # a foreign directory: what can be inferred
         tokenizer_config = directory / "tokenizer_config.json"
         known = read_json(tokenizer_config) if tokenizer_config.exists() else {}
-        return {"lower_case": known.get("do_lower_case", True), "heads": {}, "digests": {}}
+        lower_case = known.get("do_lower_case", True) is not False
+        return {"lower_case": lower_case}, [f"no {INFO_FILE}: what it would say was inferred"]
     info = read_json(path)
-    if info.get("format") != FORMAT:
-        raise UserError(f"{path}: format {info.get('format')!r}, this version reads {FORMAT}")
-    for name in (WEIGHTS, "vocab.txt"):
-        if (directory / name).exists() and sha256(directory / name) != info["digests"].get(name):
-            raise UserError(f"{directory / name}: damaged or replaced; its digest does not match")
-    return info
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
+        raise UserError(f"{path}: not of format {FORMAT}, which this version reads")
+    notes = []
+    for name, digest in info.get("digests", {}).items():
+        file = directory / name
+        if name in (WEIGHTS, "vocab.txt", "tokenizer.model"):
+            if file.exists() and sha256(file) != digest:
+                raise UserError(f"{file}: damaged or replaced; its digest does not match")
+        elif file.exists() and name.endswith(".json") and sha256(file) != digest:
+            notes.append(f"{name} was edited after it was written")
+    return info, notes

@@ -10,6 +10,7 @@ Layouts, against our [in, out] kernels:
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from clue_jax.config import ModelConfig
 
 
 class Row(NamedTuple):
-    """One parameter: our path, the TF-BERT name, the Hugging Face name, the layout."""
+    """One parameter: our path, its TF-BERT name ("" for none), Hugging Face name, and layout."""
 
     ours: str
     tf: str
@@ -41,6 +42,13 @@ def _norm(ours: str, tf: str, hf: str) -> tuple[Row, Row]:
     return (
         Row(f"{ours}/layer_norm/scale", f"{tf}/LayerNorm/gamma", f"{hf}.LayerNorm.weight", "same"),
         Row(f"{ours}/layer_norm/bias", f"{tf}/LayerNorm/beta", f"{hf}.LayerNorm.bias", "same"),
+    )
+
+
+def _head(ours: str, tf_prefix: str, hf: str) -> tuple[Row, Row]:
+    return (
+        Row(f"{ours}/kernel", f"{tf_prefix}output_weights", f"{hf}.weight", "head"),
+        Row(f"{ours}/bias", f"{tf_prefix}output_bias", f"{hf}.bias", "same"),
     )
 
 
@@ -94,27 +102,30 @@ TABLE: tuple[Row, ...] = (
     ),
     *_norm("masked_lm", "cls/predictions/transform", "cls.predictions.transform"),
     Row("masked_lm/bias", "cls/predictions/output_bias", "cls.predictions.bias", "same"),
-    Row(
-        "next_sentence/kernel",
-        "cls/seq_relationship/output_weights",
-        "cls.seq_relationship.weight",
-        "head",
-    ),
-    Row(
-        "next_sentence/bias",
-        "cls/seq_relationship/output_bias",
-        "cls.seq_relationship.bias",
-        "same",
-    ),
+    Row("masked_lm/decoder", "", "cls.predictions.decoder.weight", "same"),
+    *_head("next_sentence", "cls/seq_relationship/", "cls.seq_relationship"),
+    *_head("classifier", "", "classifier"),
+    *_head("span", "cls/squad/", "qa_outputs"),
 )
 
-HEADS = ("masked_lm", "next_sentence")
+# What a source may lack, each whole: name -> where its parameters stand. transformers' own
+# BertForMaskedLM saves no pooler, so the pooler counts as one.
+HEADS = {
+    "pooler": "bert/pooler/",
+    "masked_lm": "masked_lm/",
+    "next_sentence": "next_sentence/",
+    "classifier": "classifier/",
+    "span": "span/",
+}
+PRETRAINING_HEADS = ("pooler", "masked_lm", "next_sentence")
 
 
 def rows(config: ModelConfig) -> list[Row]:
     """The table with a row for every layer of the model."""
     expanded = []
     for row in TABLE:
+        if row.ours == "masked_lm/decoder" and config.tie_word_embeddings:
+            continue
         if "{i}" not in row.ours:
             expanded.append(row)
             continue
@@ -123,16 +134,34 @@ def rows(config: ModelConfig) -> list[Row]:
     return expanded
 
 
-def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter of the pretraining model, by our path."""
+def head_of(path: str) -> str | None:
+    """The head a parameter belongs to, or None for the encoder."""
+    return next((head for head, prefix in HEADS.items() if path.startswith(prefix)), None)
+
+
+def shapes(
+    config: ModelConfig, heads: Collection[str] = PRETRAINING_HEADS, classes: int = 2
+) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter of the encoder and the given heads, by our path.
+
+    Args:
+      config: the sizes.
+      heads: names out of `HEADS`.
+      classes: C, of the classifier.
+    """
     d, f, v = config.hidden_size, config.intermediate_size, config.vocab_size
     special = {
         "bert/embeddings/word_embeddings": (v, d),
         "bert/embeddings/position_embeddings": (config.max_position_embeddings, d),
         "bert/embeddings/token_type_embeddings": (config.type_vocab_size, d),
         "masked_lm/bias": (v,),
+        "masked_lm/decoder": (v, d),
         "next_sentence/kernel": (d, 2),
         "next_sentence/bias": (2,),
+        "classifier/kernel": (d, classes),
+        "classifier/bias": (classes,),
+        "span/kernel": (d, 2),
+        "span/bias": (2,),
     }
 
     def shape(path: str) -> tuple[int, ...]:
@@ -146,7 +175,8 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             return f, d
         return (d, d) if path.endswith("kernel") else (d,)
 
-    return {row.ours: shape(row.ours) for row in rows(config)}
+    wanted = {None, *heads}
+    return {row.ours: shape(row.ours) for row in rows(config) if head_of(row.ours) in wanted}
 
 
 def convert_layout(array: np.ndarray, layout: str, form: str) -> np.ndarray:

@@ -25,13 +25,14 @@ class EncoderOutput(NamedTuple):
 
     Attributes:
       sequence_output: [B, T, D], the last layer.
-      pooled_output: [B, D], tanh of a dense layer on the first position.
+      pooled_output: [B, D], tanh of a dense layer on the first position; None if the parameters
+        hold no pooler.
       all_layers: L + 1 arrays [B, T, D], the embeddings first. Under `jax.jit` those that are not
         used cost nothing.
     """
 
     sequence_output: jax.Array
-    pooled_output: jax.Array
+    pooled_output: jax.Array | None
     all_layers: tuple[jax.Array, ...]
 
 
@@ -150,5 +151,7 @@ class Bert(nn.Module):
         bias = (mask == 0) * jnp.float32(MASK_BIAS)
         x = self.embeddings(input_ids, segment_ids, position_ids, deterministic)
         all_layers = self.encoder(x, bias, deterministic)
-        pooled = jnp.tanh(self.pooler(all_layers[-1][:, 0]))
+        # Checkpoints that were made for masked-LM alone often lack the pooler.
+        has_pooler = self.is_initializing() or self.has_variable("params", "pooler")
+        pooled = jnp.tanh(self.pooler(all_layers[-1][:, 0])) if has_pooler else None
         return EncoderOutput(all_layers[-1], pooled, all_layers)

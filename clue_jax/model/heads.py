@@ -8,11 +8,12 @@ from flax import linen as nn
 
 from clue_jax.config import ModelConfig
 from clue_jax.model.encoder import Bert, EncoderOutput
-from clue_jax.model.layers import ACTIVATIONS, dense, layer_norm, precision
+from clue_jax.model.layers import ACTIVATIONS, dense, initializer, layer_norm, precision
 
 
 class MaskedLMHead(nn.Module):
-    """Scores of the vocabulary at some positions; the output matrix is the word embedding."""
+    """Scores of the vocabulary at some positions; the output matrix is the word embedding, or for
+    a config without `tie_word_embeddings` its own."""
 
     config: ModelConfig
     dtype: jnp.dtype
@@ -22,6 +23,8 @@ class MaskedLMHead(nn.Module):
         """[B, M, D] and [V, D] -> float32 logits [B, M, V]."""
         x = dense(self.config, self.config.hidden_size, self.dtype, "transform")(hidden)
         x = layer_norm(self.config, self.dtype)(ACTIVATIONS[self.config.hidden_act](x))
+        if not self.config.tie_word_embeddings:
+            word_embeddings = self.param("decoder", initializer(self.config), word_embeddings.shape)
         logits = jnp.einsum(
             "BMD,VD->BMV",
             x,

@@ -33,6 +33,9 @@ class SentencePieceTokenizer:
       vocab_file: `vocab.txt`, the pieces one a line, with `tokenizer.model` beside it.
       lower_case: as the model was trained; kept for the record.
 
+    Attributes:
+      files: name -> content, what a copy of the vocabulary consists of.
+
     Raises:
       UserError: if a file is missing or damaged, or the two do not belong together.
     """
@@ -44,10 +47,12 @@ class SentencePieceTokenizer:
         self.model_file = Path(vocab_file).parent / MODEL_FILE
         self.lower_case = lower_case
         self.vocabulary = read_vocabulary(vocab_file)
+        self.files = {"vocab.txt": Path(vocab_file).read_bytes()}
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_file=str(self.model_file))
         except (OSError, RuntimeError) as error:
             raise UserError(f"{self.model_file}: cannot read ({error})") from error
+        self.files[MODEL_FILE] = self.model_file.read_bytes()
         pieces = [self._model.id_to_piece(i) for i in range(self._model.get_piece_size())]
         if [piece.strip() for piece in pieces] != self.vocabulary:
             raise UserError(f"{vocab_file}: not the pieces of {self.model_file} beside it")

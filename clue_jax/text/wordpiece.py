@@ -10,6 +10,7 @@ one. Both give the same tokens; tests compare them on any string.
 
 from __future__ import annotations
 
+import itertools
 import os
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from etils import epath
 
 from clue_jax.errors import UserError
 from clue_jax.files import read_text
@@ -81,15 +83,24 @@ class WordPieceTokenizer:
       vocab_file: `vocab.txt`, one token a line; the id is the line number from 0.
       lower_case: lower-case and strip accents first. The vocabularies of CLUE and Google have no
         capitals, so without it every capital is [UNK].
+      size: pads the vocabulary with `[unusedN]`, which no text reaches, up to so many entries.
+
+    Attributes:
+      files: name -> content, what a copy of the vocabulary consists of.
 
     Raises:
       UserError: for a vocabulary that is missing, not UTF-8 or without a special token.
     """
 
-    def __init__(self, vocab_file: str | os.PathLike, lower_case: bool = True):
+    def __init__(
+        self, vocab_file: str | os.PathLike, lower_case: bool = True, size: int | None = None
+    ):
         self.vocab_file = str(vocab_file)
         self.lower_case = lower_case
         self.vocabulary = read_vocabulary(vocab_file)
+        self.files = {"vocab.txt": epath.Path(vocab_file).read_bytes()}
+        if size is not None:
+            self._pad(size)
         self._token_ids = {token: i for i, token in enumerate(self.vocabulary)}
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
             self._token_ids[token] for token in SPECIAL_TOKENS
@@ -105,6 +116,16 @@ class WordPieceTokenizer:
     def vocab_size(self) -> int:
         """V, the number of lines of the vocabulary."""
         return len(self.vocabulary)
+
+    def _pad(self, size: int) -> None:
+        known = set(self.vocabulary)
+        names = (f"[unused{i}]" for i in itertools.count(1))
+        fresh = (name for name in names if name not in known)
+        added = list(itertools.islice(fresh, max(0, size - len(self.vocabulary))))
+        self.vocabulary += added
+        text = self.files["vocab.txt"]
+        text += b"" if text.endswith(b"\n") else b"\n"
+        self.files["vocab.txt"] = text + "".join(f"{name}\n" for name in added).encode()
 
     def token_id(self, token: str) -> int | None:
         """The id of a token, or None."""

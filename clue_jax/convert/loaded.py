@@ -1,0 +1,190 @@
+"""A model as it was read, from whatever form, and what is known about it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from clue_jax.config import ModelConfig
+from clue_jax.convert import vocabulary
+from clue_jax.convert.merge import flatten, from_named_tensors, nest
+from clue_jax.convert.names import HEADS, head_of, rows
+from clue_jax.errors import UserError
+from clue_jax.text import Tokenizer, WordPieceTokenizer
+
+FORMAT = 1
+INFO_FILE = "clue_jax.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Tensors under the names of their form, before they are matched with a model.
+
+    Attributes:
+      path: the weights, for messages.
+      form: "tf" or "hf".
+      tensors: name -> array.
+      config: as its file says.
+      config_file: where it stands, for messages.
+      tokenizer: None where no vocabulary was found.
+      info: what `clue_jax.json` says; without one, what can be inferred.
+      notes: what a user should know of how it was read.
+    """
+
+    path: str
+    form: str
+    tensors: Mapping[str, np.ndarray]
+    config: ModelConfig
+    config_file: str
+    tokenizer: Tokenizer | None
+    info: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model read from a file.
+
+    Attributes:
+      config: the sizes.
+      params: nested dict of arrays of the type they are stored in; a missing head is absent.
+      tokenizer: of its vocabulary, or None.
+      info: as `clue_jax.json` has it: task, labels, heads (trained, fresh or missing), and so on.
+      path: where it came from.
+      dropped: names of tensors that are no parameters (optimizer slots, step).
+      notes: what a user should know of how it was read.
+    """
+
+    config: ModelConfig
+    params: dict[str, Any]
+    tokenizer: Tokenizer | None
+    info: dict[str, Any]
+    path: str
+    dropped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def assemble(
+    source: Source, *, crop: bool = False, pad: int | None = None, drop_heads: Collection[str] = ()
+) -> LoadedModel:
+    """Matches tensors with the parameters of the config, and makes the vocabulary agree.
+
+    Args:
+      source: see there.
+      crop: cut the vocabulary's dead rows off the weights.
+      pad: bring weights and vocabulary to so many entries.
+      drop_heads: heads to leave out.
+
+    Raises:
+      UserError: with all differences of tensors, config and vocabulary.
+    """
+    config, tokenizer = source.config, source.tokenizer
+    embedding = getattr(rows(config)[0], source.form)
+    given = source.tensors.get(embedding)
+    entries, faults = config.vocab_size, []
+    if given is not None and given.ndim == 2:
+        config = config.replace(vocab_size=max(1, given.shape[0]))
+        lines = tokenizer.vocab_size if tokenizer else None
+        entries, faults = vocabulary.agreement(
+            given.shape[0], source.config.vocab_size, lines, source.config_file, crop, pad
+        )
+    params, dropped = from_named_tensors(source.tensors, config, source.form, source.path, faults)
+    flat = flatten(params)
+    flat = {path: array for path, array in flat.items() if head_of(path) not in drop_heads}
+    notes = list(source.notes)
+    if entries != config.vocab_size:
+        notes.append(f"the vocabulary rows of the weights: {config.vocab_size} -> {entries}")
+        flat = vocabulary.resize(flat, entries)
+        config = config.replace(vocab_size=entries)
+    if tokenizer and tokenizer.vocab_size < entries:
+        if not isinstance(tokenizer, WordPieceTokenizer):
+            raise UserError(f"{source.path}: a SentencePiece vocabulary cannot be padded")
+        notes.append(f"vocabulary lines: {tokenizer.vocab_size} -> {entries}")
+        tokenizer = WordPieceTokenizer(tokenizer.vocab_file, tokenizer.lower_case, entries)
+    if tokenizer is None:
+        notes.append("no vocabulary was found; text cannot be tokenized (--vocab FILE names one)")
+    if "masked_lm/bias" not in flat:
+        config = config.replace(tie_word_embeddings=True)  # it speaks of a head that is not there
+    params = nest(flat)
+    labels = source.info.get("labels") or []
+    if "classifier" in params and labels and len(labels) != len(params["classifier"]["bias"]):
+        raise UserError(
+            f"{source.path}: the classifier has {len(params['classifier']['bias'])} classes, "
+            f"{source.config_file} names {len(labels)}"
+        )
+    heads = head_status(params, source.info.get("heads", {}))
+    info = {**source.info, "heads": heads, "labels": labels if "classifier" in params else []}
+    return LoadedModel(config, params, tokenizer, info, source.path, dropped, notes)
+
+
+def head_status(params: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, str]:
+    """Head name -> "trained", "fresh" or "missing".
+
+    Where it is not known, the values tell: a head whose biases are all exactly 0 and whose
+    LayerNorm is the identity was never updated, however random its matrices are.
+    """
+    flat = flatten(params)
+    status = {}
+    for head in HEADS:
+        own = {path: array for path, array in flat.items() if head_of(path) == head}
+        if not own:
+            status[head] = "missing"
+        elif known.get(head) in ("trained", "fresh"):
+            status[head] = known[head]
+        else:
+            status[head] = "fresh" if _untouched(own) else "trained"
+    return status
+
+
+def _untouched(own: Mapping[str, np.ndarray]) -> bool:
+    return all(
+        (np.asarray(array) == (1 if path.endswith("scale") else 0)).all()
+        for path, array in own.items()
+        if np.ndim(array) == 1
+    )
+
+
+def describe(
+    params: Mapping[str, Any],
+    config: ModelConfig,
+    tokenizer: Tokenizer | None,
+    *,
+    source: str,
+    heads: Mapping[str, str] | None = None,
+    max_seq_length: int | None = None,
+    normalization: str = "none",
+    task: str | None = None,
+    labels: Sequence[str] = (),
+    license: str = "unknown",
+    lower_case: bool = True,
+) -> dict[str, Any]:
+    """The content of `clue_jax.json`, but for the digests of the files beside it.
+
+    Args:
+      params, config, tokenizer: the model.
+      source: where the weights come from, in words.
+      heads: head name -> "trained" or "fresh"; of those left out the values tell.
+      max_seq_length: the longest sequence it was trained on, in tokens; None if unknown.
+      normalization: what was done to the text before tokenization.
+      task: None for "classification" where there is a classifier, else "pretraining".
+      labels: of the classifier, in order.
+      license: of the weights, as the Hugging Face hub names licences.
+      lower_case: whether text is lower-cased, for a model without a tokenizer.
+    """
+    return {
+        "format": FORMAT,
+        "task": task or ("classification" if "classifier" in params else "pretraining"),
+        "labels": list(labels),
+        "heads": head_status(params, heads or {}),
+        "lower_case": tokenizer.lower_case if tokenizer else lower_case,
+        "max_seq_length": max_seq_length or config.max_position_embeddings,
+        "normalization": normalization,
+        "gelu": {"gelu_tanh": "tanh", "gelu_erf": "erf"}.get(config.hidden_act),
+        "source": source,
+        "license": license,
+        "versions": {name: metadata.version(name) for name in ("jax", "flax", "safetensors")},
+    }

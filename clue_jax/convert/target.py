@@ -1,0 +1,64 @@
+"""Writes a model in the form that is asked for, and never over something else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from clue_jax.convert import model_dir, tf_bert
+from clue_jax.convert.loaded import INFO_FILE, LoadedModel, describe
+from clue_jax.errors import UserError
+
+TargetForm = Literal["model", "tf"]
+_ABOUT = ("heads", "max_seq_length", "normalization", "task", "labels", "license", "lower_case")
+
+
+def write(loaded: LoadedModel, path: str | os.PathLike, form: TargetForm) -> None:
+    """Writes a model with all that is known of it.
+
+    Args:
+      loaded: the model.
+      path: a folder, replaced as a whole if it exists.
+      form: "model" for a model directory, "tf" for the TF-BERT files.
+
+    Raises:
+      UserError: if the form has no place for a parameter, or writing fails.
+    """
+    about = {name: loaded.info[name] for name in _ABOUT if name in loaded.info}
+    about["source"] = loaded.info.get("source") or loaded.path
+    model = (loaded.params, loaded.config, loaded.tokenizer)
+    if form == "tf":
+        tf_bert.save(path, *model, describe(*model, **about))
+    else:
+        model_dir.save(path, *model, **about)
+
+
+def check_target(
+    path: str | os.PathLike, source: str | os.PathLike | None = None, overwrite: bool = False
+) -> None:
+    """Refuses a target that would destroy something.
+
+    Args:
+      path: the folder to be written.
+      source: what is converted; it may not lie in the target, nor the target in it.
+      overwrite: whether a folder with a model of ours may be replaced.
+
+    Raises:
+      UserError: if the target is a file, or a folder that is not empty.
+    """
+    target = Path(os.path.realpath(path))
+    if source is not None:
+        origin = Path(os.path.realpath(source))
+        if origin == target or target in origin.parents or origin in target.parents:
+            raise UserError(f"{path}: is the source, within it or around it; choose another folder")
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise UserError(f"{path}: is a file, expected a folder")
+    if not any(target.iterdir()):
+        return
+    if not overwrite:
+        raise UserError(f"{path}: exists and is not empty; --overwrite replaces a converted model")
+    if not (target / INFO_FILE).is_file() or any(child.is_dir() for child in target.iterdir()):
+        raise UserError(f"{path}: holds something else than a converted model; remove it yourself")

@@ -1,0 +1,1 @@
+"""From tokens to the rows a model takes."""

@@ -1,0 +1,360 @@
+"""Downloads that resume and are verified, and archives that stay within their folder.
+
+Proxies are those of the environment (`HTTPS_PROXY`, `NO_PROXY` and so on). The cache is the user's
+cache folder; `CLUE_JAX_HOME` moves it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import shutil
+import stat
+import time
+import unicodedata
+import urllib.error
+import urllib.parse
+import urllib.request
+import zipfile
+import zlib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from clue_jax.errors import UserError
+from clue_jax.files import atomic_directory, read_json, sha256, write_json
+
+ATTEMPTS = 5
+TIMEOUT_S = 30.0
+_CHUNK = 1 << 20
+_RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+LOCK = "downloads.json"
+
+
+class _Cut(Exception):
+    """A fault that may pass: the next attempt goes on where this one ended."""
+
+
+class NotThere(UserError):
+    """The server has no such file."""
+
+
+def cache_directory() -> Path:
+    """Where downloads are kept."""
+    if home := os.environ.get("CLUE_JAX_HOME"):
+        return Path(home)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "clue_jax"
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A file that arrived.
+
+    Attributes:
+      path: where it is.
+      size: bytes.
+      sha256: of the content.
+      recorded: whether this was the first download of that address, so that nothing but the
+        recording it now makes could be compared with.
+    """
+
+    path: Path
+    size: int
+    sha256: str
+    recorded: bool
+
+
+def fetch(
+    address: str,
+    path: Path,
+    *,
+    key: str | None = None,
+    lock: Path | None = None,
+    pause_s: float = 1.0,
+) -> Fetched:
+    """Downloads a file (or copies a local one) and verifies it against its first download.
+
+    A cut connection is tried again, and goes on where it ended if the file has not changed; so does
+    the next call. The file takes its name when it is complete.
+
+    Args:
+      address: a URL, or a local path.
+      path: the file to write.
+      key: under which the digest is recorded; default the address. A mirror has the key of the
+        original, so that one is verified against the other.
+      lock: the file of recorded digests (default: in the cache folder).
+      pause_s: before the second attempt, in seconds; doubled every time.
+
+    Raises:
+      NotThere: if there is no such file.
+      UserError: if it cannot be reached, is not what it should be, or differs from the recording.
+    """
+    lock = lock or cache_directory() / LOCK
+    key = key or address
+    part = path.parent / f"{path.name}.part"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    announced = None
+    if is_url(address):
+        announced = _download(address, part, pause_s)
+    else:
+        _copy(Path(address), part)
+    _refuse_html(part, path.name, address)
+    size, digest = part.stat().st_size, sha256(part)
+    if announced and digest != announced:
+        part.unlink()
+        raise UserError(f"{address}: arrived damaged; its SHA-256 is not the one announced")
+    known = read_json(lock) if lock.exists() else {}
+    before = known.get(key)
+    if before and (before["sha256"], before["size"]) != (digest, size):
+        part.unlink()
+        raise UserError(
+            f"{address}: {size} bytes with SHA-256 {digest}, but at the first download on "
+            f"{before['date']} they were {before['size']} with {before['sha256']}; if the change "
+            f"is right, remove the entry from {lock}"
+        )
+    if not before:
+        date = datetime.now(UTC).date().isoformat()
+        write_json(lock, known | {key: {"sha256": digest, "size": size, "date": date}})
+    part.replace(path)
+    return Fetched(path, size, digest, recorded=not before)
+
+
+def is_url(address: str) -> bool:
+    """Whether an address is fetched by HTTP; any other is a local path."""
+    return re.match(r"https?://", address) is not None
+
+
+def _copy(source: Path, part: Path) -> None:
+    if not source.is_file():
+        raise NotThere(f"{source}: no such file")
+    try:
+        shutil.copyfile(source, part)
+    except OSError as error:
+        raise UserError(f"{source}: cannot copy to {part} ({error.strerror})") from error
+
+
+def _download(url: str, part: Path, pause_s: float) -> str | None:
+    """Brings the file to `part`; returns the SHA-256 that the server announced, if it did."""
+    marks = part.parent / f"{part.name}.json"
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            announced = _attempt(url, part, marks)
+            marks.unlink(missing_ok=True)
+            return announced
+        except _Cut as error:
+            if attempt == ATTEMPTS:
+                kept = part.stat().st_size if part.exists() else 0
+                raise UserError(
+                    f"{url}: {error}, after {ATTEMPTS} attempts; {kept} bytes are kept in {part} "
+                    "and the same command goes on from there"
+                ) from error
+            time.sleep(pause_s * 2 ** (attempt - 1))
+        except OSError as error:
+            raise UserError(f"{part}: cannot write ({error.strerror or error})") from error
+    raise AssertionError("unreachable")
+
+
+def _attempt(url: str, part: Path, marks: Path) -> str | None:
+    known: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(marks.read_text())
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"User-Agent": "clue_jax", "Accept-Encoding": "identity"}
+    # Only what can be proved to be the same file is gone on with.
+    if have and known.get("url") == url and known.get("mark"):
+        headers |= {"Range": f"bytes={have}-", "If-Range": known["mark"]}
+    with _open(url, headers) as response:
+        start = 0
+        if response.status == 206:
+            match = re.fullmatch(
+                r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", "")
+            )
+            if not match or int(match[1]) != have:
+                part.unlink()
+                raise _Cut("the server answered with another range")
+            start, total = have, int(match[2])
+        else:
+            length = response.headers.get("Content-Length")
+            total = int(length) if length and length.isdigit() else None
+        mark = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        if mark and mark.startswith("W/"):
+            mark = None  # a weak mark does not promise equal bytes
+        marks.write_text(json.dumps({"url": url, "mark": mark}))
+        linked = response.headers.get("X-Linked-Etag", known.get("linked", "")).strip('"')
+        received = _receive(response, part, start, total)
+    if total is not None and received != total:
+        if received > total:
+            part.unlink()
+        raise _Cut(f"{received} of {total} bytes arrived")
+    return linked if re.fullmatch(r"[0-9a-f]{64}", linked) else None
+
+
+def _open(url: str, headers: dict[str, str]) -> Any:
+    try:
+        opener = urllib.request.build_opener(_KeepDigest)
+        return opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code in _RETRIED:
+            raise _Cut(f"the server answered {error.code}") from error
+        if error.code in (404, 410):
+            raise NotThere(f"{url}: the server has no such file ({error.code})") from error
+        if error.code == 416:
+            raise _Cut("the server refused to go on") from error
+        raise UserError(f"{url}: the server answered {error.code} {error.reason}") from error
+    except urllib.error.URLError as error:
+        if "certificate" in str(error.reason).lower():
+            raise UserError(f"{url}: {error.reason}") from error
+        raise _Cut(f"cannot be reached ({error.reason})") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _Cut(f"the connection broke ({error})") from error
+
+
+class _KeepDigest(urllib.request.HTTPRedirectHandler):
+    """The Hugging Face hub tells a file's digest in the answer that redirects to its storage."""
+
+    def redirect_request(self, request, file, code, message, headers, new_url):  # noqa: ANN001, ANN202
+        redirected = super().redirect_request(request, file, code, message, headers, new_url)
+        if redirected is not None:
+            redirected.linked = headers.get("X-Linked-Etag") or getattr(request, "linked", None)
+        return redirected
+
+    def http_response(self, request, response):  # noqa: ANN001, ANN202
+        linked = getattr(request, "linked", None)
+        if linked and "X-Linked-Etag" not in response.headers:
+            response.headers["X-Linked-Etag"] = linked
+        return response
+
+    https_response = http_response
+
+
+def _receive(response: Any, part: Path, start: int, total: int | None) -> int:
+    """Appends the body to `part`; returns the bytes now there."""
+    console = Console(stderr=True)
+    progress = Progress(
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+        TimeRemainingColumn(), console=console, disable=not console.is_terminal,
+    )  # fmt: skip
+    done = start
+    with progress, part.open("ab" if start else "wb") as file:
+        task = progress.add_task(part.name.removesuffix(".part"), total=total, completed=start)
+        while True:
+            try:
+                chunk = response.read(_CHUNK)
+            except http.client.IncompleteRead as error:
+                chunk = error.partial
+            except (OSError, http.client.HTTPException) as error:
+                raise _Cut(f"the connection broke after {done} bytes ({error})") from error
+            if not chunk:
+                return done
+            file.write(chunk)
+            done += len(chunk)
+            progress.update(task, completed=done)
+
+
+def _refuse_html(part: Path, name: str, address: str) -> None:
+    """A captive portal or an error page comes with status 200 as well."""
+    if name.endswith((".html", ".htm")):
+        return
+    with part.open("rb") as file:
+        start = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
+        part.unlink()
+        raise UserError(
+            f"{address}: a web page came instead of {name}; is a login or proxy needed?"
+        )
+    if name.endswith(".zip") and not zipfile.is_zipfile(part):
+        part.unlink()
+        raise UserError(f"{address}: what came is no zip file")
+
+
+# ---- Archives ------------------------------------------------------------------------------------
+
+_LARGEST_RATIO = 200  # weights shrink by a tenth, text to a fifth
+_ALWAYS_ALLOWED = 64 << 20
+
+
+def unpack(archive: str | os.PathLike, directory: str | os.PathLike) -> list[str]:
+    """Unpacks a zip into a folder of its own, which appears complete or not at all.
+
+    Every member is checked before anything is written: names that leave the folder, links and
+    other special files, encrypted members, names that differ in case only, and sizes out of
+    proportion are refused.
+
+    Returns:
+      The names of the files.
+
+    Raises:
+      UserError: for such an archive, a damaged one, or a full disk.
+    """
+    archive, directory = Path(archive), Path(directory)
+    try:
+        with zipfile.ZipFile(archive) as file:
+            members = [member for member in file.infolist() if not member.is_dir()]
+            _check_members(archive, file.infolist())
+            free = shutil.disk_usage(_existing(directory)).free
+            total = sum(member.file_size for member in members)
+            if total > free:
+                raise UserError(
+                    f"{archive}: needs {total} bytes in {directory}, which has {free} left"
+                )
+            with atomic_directory(directory) as folder:
+                for member in members:
+                    target = folder / member.filename
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with file.open(member) as source, target.open("xb") as out:
+                        # The library ends at the announced size and checks the CRC-32 there.
+                        shutil.copyfileobj(source, out, _CHUNK)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise UserError(f"{archive}: damaged, or not a zip file ({error})") from error
+    except zlib.error as error:
+        raise UserError(f"{archive}: damaged ({error})") from error
+    except OSError as error:
+        raise UserError(f"{archive}: cannot unpack ({error.strerror or error})") from error
+    return [member.filename for member in members]
+
+
+def _check_members(archive: Path, members: list[zipfile.ZipInfo]) -> None:
+    seen: set[str] = set()
+    for member in members:
+        name = member.filename
+        parts = PurePosixPath(name).parts
+        kind = stat.S_IFMT(member.external_attr >> 16)
+        reason = None
+        if not parts or name.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", name):
+            reason = "its path leaves the folder"
+        elif "\\" in member.orig_filename or "\0" in member.orig_filename:
+            reason = "its path is not portable"
+        elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            reason = "it is a link or a special file"
+        elif member.flag_bits & 1:
+            reason = "it is encrypted"
+        folded = unicodedata.normalize("NFC", name).casefold().rstrip("/")
+        if folded in seen:
+            reason = "two members have its name"
+        seen.add(folded)
+        if reason:
+            raise UserError(f"{archive}: {name!r} is refused: {reason}; nothing was unpacked")
+    packed = archive.stat().st_size
+    total = sum(member.file_size for member in members)
+    if total > _ALWAYS_ALLOWED and total > _LARGEST_RATIO * packed:
+        raise UserError(f"{archive}: {packed} bytes claim to hold {total}; nothing was unpacked")
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())

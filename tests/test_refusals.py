@@ -161,7 +161,7 @@ def test_folders_of_something_else_are_left_alone(tmp_path, vocab_file, shards, 
         ({"max_gradient_norm": 0}, "--max-gradient-norm 0.0 must be positive"),
         ({"eval_every": -2}, "--eval-every and --weight-decay must not be negative"),
         ({"data": "/nowhere"}, "/nowhere: no such data folder"),
-        ({"init": "/nowhere"}, "/nowhere: not a model directory"),
+        ({"init": "/nowhere"}, "/nowhere: no such file or folder"),
         ({"next_sentence": None}, None),
     ],
 )

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -93,7 +94,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         lower_case=not settings.cased,
         drop_heads=settings.drop_heads,
     )
-    for note in before.notes:
+    kinds = Counter(name.split("/")[-1] for name in before.dropped)
+    dropped = [f"dropped {n} x {kind}" for kind, n in kinds.items()]
+    for note in [*before.notes, *dropped]:
         print(f"note: {note}", file=sys.stderr)
     loaded = before
     if settings.dtype:

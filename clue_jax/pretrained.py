@@ -93,7 +93,10 @@ class Model:
             raise UserError(f"{self.path}: has no masked-LM head")
         ids, mask, segments = self._inputs(input_ids, input_mask, segment_ids)
         if positions is None:
-            positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
+            positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+        positions = np.asarray(positions, np.int32)
+        if positions.size and not (positions.min() >= 0 and positions.max() < ids.shape[1]):
+            raise UserError(f"positions must lie in 0..{ids.shape[1] - 1}")
         return _masked_lm(
             self.params, ids, mask, segments, positions, config=self._plain, dtype=self.dtype
         )

@@ -559,10 +559,13 @@ def test_wrong_sizes_are_refused(oversized, tmp_path, options, message):
 def test_a_config_of_another_model_is_refused(shared, tmp_path):
     folder = shared / "fixtures/tf_checkpoint/e_vocab_mismatch"
     wrong = ["--config", str(folder / "bert_config.wrong.json")]
-    for options in ([], ["--pad-vocab", "60"]):
-        with pytest.raises(
-            UserError, match=r"40 rows, bert_config.wrong.json says \d+, .*31 lines"
-        ):
+    with pytest.raises(UserError, match=r"40 rows, bert_config.wrong.json says \d+, .*31 lines"):
+        convert.main([str(folder), str(tmp_path / "o"), "--to", "model", *wrong])
+    values = json.loads((folder / "bert_config.json").read_text()) | {"vocab_size": 99}
+    (tmp_path / "other.json").write_text(json.dumps(values))
+    wrong[1] = str(tmp_path / "other.json")
+    for options in (["--crop-vocab"], ["--pad-vocab", "120"]):  # no number agrees with this one
+        with pytest.raises(UserError, match=r"another model: .* 40 rows, other.json says 99, .*31"):
             convert.main([str(folder), str(tmp_path / "o"), "--to", "model", *wrong, *options])
 
 

@@ -47,6 +47,7 @@ LAZY = {
     "tokenizers",
     "sentencepiece",
     "opencc",
+    "huggingface_hub",
     "rjieba",
     "tensorboardX",
     "matplotlib",
@@ -112,7 +113,8 @@ def test_import_starts_nothing():
     """No device is touched and no heavy package loaded by importing the command lines."""
     code = (
         "import sys, pretraining.run, pretraining.evaluate, pretraining.build_shards;"
-        "import pretraining.build_vocab, tools.predict, tools.plot_metrics;"
+        "import pretraining.build_vocab, tools.predict, tools.plot_metrics, tools.convert;"
+        "import tools.download, tools.inspect_checkpoint, tools.extract_features;"
         "import jax._src.xla_bridge as b; assert not b._backends;"
         "assert not {'tensorflow', 'torch', 'transformers'} & set(sys.modules)"
     )

@@ -23,9 +23,7 @@ def push(directory: str | os.PathLike, repository: str, private: bool = False) -
     Raises:
       UserError: without a token, or if the hub refuses or cannot be reached.
     """
-    import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     api = HfApi()
     try:
@@ -33,7 +31,7 @@ def push(directory: str | os.PathLike, repository: str, private: bool = False) -
         commit = api.upload_folder(
             repo_id=repository, folder_path=directory, commit_message="Upload model directory"
         )
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError, ValueError) as error:
+    except Exception as error:  # its transport, and so its errors, change from version to version
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{repository}: cannot upload ({reason}); is HF_TOKEN set?") from error
     return str(commit.commit_url)

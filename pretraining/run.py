@@ -324,7 +324,9 @@ def _initial(settings: Settings) -> LoadedModel | None:
     if zoo.find_model(settings.init) and not Path(settings.init).exists():
         initial = zoo.load(settings.init)
     else:
-        initial = zoo.read(settings.init, vocab=settings.vocab)
+        initial = zoo.read(settings.init)
+        if initial.tokenizer is None and settings.vocab:
+            initial = zoo.read(settings.init, vocab=settings.vocab)
     if initial.tokenizer is None:
         raise UserError(f"{settings.init}: has no vocabulary; name it with --vocab")
     return initial

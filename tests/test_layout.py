@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -119,3 +121,28 @@ def test_import_starts_nothing():
         "assert not {'tensorflow', 'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_migration_guide_names_options_that_exist():
+    """Every `module --option` in docs/MIGRATION.md, against the command's --help."""
+    text = (ROOT / "docs" / "MIGRATION.md").read_text(encoding="utf-8")
+    named = re.findall(r"((?:pretraining|finetune|tools)\.\w+) (--[\w-]+)", text)
+    named += re.findall(r"(pretraining\.build_shards) --packing \w+ (--\w+)", text)
+    assert len(named) > 35
+    for module in sorted({module for module, _ in named}):
+        shown = subprocess.run(
+            [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True,
+            check=True, env={**os.environ, "COLUMNS": "200"},
+        ).stdout  # fmt: skip
+        options = set(re.findall(r"--[\w-]+", shown))
+        missing = {option for m, option in named if m == module} - options
+        assert not missing, f"{module} has no {missing}"
+
+
+def test_both_readmes_have_the_same_commands():
+    blocks = [
+        re.findall(r"^python -m [^#\n]*", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+        for name in ("README.md", "README_zh.md")
+    ]
+    assert [line.strip() for line in blocks[0]] == [line.strip() for line in blocks[1]]
+    assert len(blocks[0]) > 8

@@ -1,1 +1,1 @@
-"""Fine-tuning on the CLUE tasks: its place in the house; the commands are still to come."""
+"""Fine-tuning on the CLUE tasks, and on a person's own."""

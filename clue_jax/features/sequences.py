@@ -40,15 +40,15 @@ def build_row(
     Args:
       tokenizer: gives the special tokens.
       a: token ids.
-      b: token ids of the second text, segment 1; None for a single text. An empty second text is
-        a pair all the same.
+      b: token ids of the second text, segment 1; None or nothing for a single text, as in the
+        original's scripts.
       max_length: T at most, special tokens included.
 
     Returns:
       Token ids and segment ids.
     """
     cls, sep = tokenizer.cls_id, tokenizer.sep_id
-    if b is None:
+    if not b:
         ids = [cls, *a[: max_length - 2], sep]
         return ids, [0] * len(ids)
     kept_a, kept_b = truncate_pair(a, b, max_length - 3)

@@ -29,6 +29,37 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> d
     }
 
 
+def classification(
+    kind: str, logits: jax.Array, labels: jax.Array, weights: jax.Array
+) -> dict[str, jax.Array]:
+    """The loss of a task's kind of label, summed over the rows.
+
+    Args:
+      kind: "single", cross entropy; "multi", binary cross entropy summed over the classes; "score",
+        squared error.
+      logits: float32 [B, C], for scores [B, 1].
+      labels: int [B], float [B, C] or float [B].
+      weights: float [B]; 0 leaves a row out.
+
+    Returns:
+      "loss_sum", "correct_sum" (of single labels: how often the largest logit is right; 0
+      otherwise) and "weight_sum".
+    """
+    if kind == "single":
+        return cross_entropy(logits, labels, weights)
+    if kind == "multi":
+        # log(1 + exp(x)) - x * label, which is the cross entropy of sigmoid(x).
+        losses = jnp.sum(jax.nn.softplus(logits) - logits * labels, axis=-1)
+    else:
+        losses = jnp.square(logits[:, 0] - labels)
+    total = jnp.sum(weights)
+    return {
+        "loss_sum": jnp.sum(losses * weights),
+        "correct_sum": jnp.zeros_like(total),
+        "weight_sum": total,
+    }
+
+
 def mean(sums: dict[str, jax.Array]) -> jax.Array:
     """Mean loss; the small constant is the original's guard against batches without any label."""
     return sums["loss_sum"] / (sums["weight_sum"] + 1e-5)

@@ -80,6 +80,8 @@ def adamw(
     weight_decay: float = 0.01,
     max_gradient_norm: float = 1.0,
     frozen: str | None = None,
+    layer_decay: float = 1.0,
+    layers: int = 0,
 ) -> optax.GradientTransformation:
     """AdamW as the original trains: clip the global norm, no bias correction, decoupled decay.
 
@@ -90,11 +92,15 @@ def adamw(
       max_gradient_norm: gradients of a larger global norm are scaled down to it.
       frozen: regular expression of parameter paths that get no update, no decay and no slots, as
         in the original those that the loss does not reach.
+      layer_decay: the last layer and the heads learn at the full rate, every layer below at this
+        share of the one above, the embeddings at that of the first layer's.
+      layers: L, needed for `layer_decay`.
     """
     train = optax.chain(
         optax.clip_by_global_norm(max_gradient_norm),
         scale_by_adam_without_bias_correction(b1, b2, eps),
         optax.add_decayed_weights(weight_decay, mask=decayed),
+        *([_scale_by_layer(layer_decay, layers)] if layer_decay != 1 else []),
         optax.scale_by_learning_rate(schedule),
     )
     if frozen is None:
@@ -104,6 +110,18 @@ def adamw(
         lambda params: map_paths(
             lambda path, _: "frozen" if re.search(frozen, path) else "train", params
         ),
+    )
+
+
+def _scale_by_layer(decay: float, layers: int) -> optax.GradientTransformation:
+    def factor(path: str) -> float:
+        layer = re.search(r"encoder/layer_(\d+)/", path)
+        if layer:
+            return decay ** (layers - 1 - int(layer[1]))
+        return decay**layers if "/embeddings/" in f"/{path}" else 1.0
+
+    return optax.stateless(
+        lambda updates, params: map_paths(lambda path, update: factor(path) * update, updates)
     )
 
 

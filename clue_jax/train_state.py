@@ -61,3 +61,10 @@ def abstract(state: TrainState) -> TrainState:
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
+
+
+def compute_dtype(name: str | None) -> jnp.dtype:
+    """The type of the computation: as named, else float32 on CPU and bfloat16 elsewhere."""
+    if name is None:
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax.sharding import Mesh
@@ -22,6 +21,7 @@ from clue_jax.data.batches import Batch, pad_batch, stream
 from clue_jax.errors import UserError, run_command
 from clue_jax.model import PretrainingModel
 from clue_jax.sharding import check_batch_size, make_mesh, put_batch, state_shardings
+from clue_jax.train_state import compute_dtype
 from pretraining.examples import Examples
 from pretraining.masking import Masking
 
@@ -169,13 +169,6 @@ def complete(params: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
     wanted = shapes(config)
     zeros = {path: np.zeros(shape, np.float32) for path, shape in wanted.items()}
     return merge.nest({path: flat.get(path, zeros[path]) for path in wanted})
-
-
-def compute_dtype(name: str | None) -> jnp.dtype:
-    """The type of the computation: as named, else float32 on CPU and bfloat16 elsewhere."""
-    if name is None:
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(name)
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ from clue_jax.files import read_json, sha256, write_json
 from clue_jax.model import PretrainingModel
 from clue_jax.runlog import RunLog
 from clue_jax.text import Tokenizer, copy_vocabulary, vocabulary_digest
-from clue_jax.train_state import TrainState, abstract, new_state
+from clue_jax.train_state import TrainState, abstract, compute_dtype, new_state
 from pretraining.build_shards import HELD_OUT
-from pretraining.evaluate import check_fit, compute_dtype, evaluate, head_sums
+from pretraining.evaluate import check_fit, evaluate, head_sums
 from pretraining.examples import Examples
 from pretraining.masking import Masking
 

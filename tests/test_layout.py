@@ -20,6 +20,7 @@ FLOORS = {
     "clue_jax.model": 1,
     "clue_jax.features": 1,
     "clue_jax.losses": 1,
+    "clue_jax.metrics": 1,
     "clue_jax.optim": 1,
     "clue_jax.sharding": 1,
     "clue_jax.data": 2,

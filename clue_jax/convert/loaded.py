@@ -161,6 +161,7 @@ def describe(
     labels: Sequence[str] = (),
     license: str = "unknown",
     lower_case: bool = True,
+    input: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of `clue_jax.json`, but for the digests of the files beside it.
 
@@ -174,8 +175,10 @@ def describe(
       labels: of the classifier, in order.
       license: of the weights, as the Hugging Face hub names licences.
       lower_case: whether text is lower-cased, for a model without a tokenizer.
+      input: columns and kind of label of a person's own task.
     """
-    return {
+    own = {"input": dict(input)} if input else {}
+    return own | {
         "format": FORMAT,
         "task": task or ("classification" if "classifier" in params else "pretraining"),
         "labels": list(labels),

@@ -11,7 +11,16 @@ from clue_jax.convert.loaded import INFO_FILE, LoadedModel, describe
 from clue_jax.errors import UserError
 
 TargetForm = Literal["model", "tf"]
-_ABOUT = ("heads", "max_seq_length", "normalization", "task", "labels", "license", "lower_case")
+_ABOUT = (
+    "heads",
+    "max_seq_length",
+    "normalization",
+    "task",
+    "labels",
+    "license",
+    "lower_case",
+    "input",
+)
 
 
 def write(loaded: LoadedModel, path: str | os.PathLike, form: TargetForm) -> None:

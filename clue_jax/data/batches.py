@@ -105,7 +105,7 @@ def _stream_tf_data(make_batch: Callable[[int], Batch], start: int, stop: int) -
     def element(step: Any) -> dict[str, Any]:
         arrays = tf.numpy_function(values, [step], types, stateful=False)
         for name, array in zip(names, arrays, strict=True):
-            array.set_shape(example[name].shape)
+            array.set_shape([None] * example[name].ndim)  # batches may differ in length
         return dict(zip(names, arrays, strict=True))
 
     with tf.device("cpu"):

@@ -1,6 +1,6 @@
 """The models. This folder alone knows Flax Linen; the public contract is the parameter dict."""
 
 from clue_jax.model.encoder import Bert, EncoderOutput
-from clue_jax.model.heads import PretrainingModel
+from clue_jax.model.heads import ClassificationModel, PretrainingModel
 
-__all__ = ["Bert", "EncoderOutput", "PretrainingModel"]
+__all__ = ["Bert", "ClassificationModel", "EncoderOutput", "PretrainingModel"]

@@ -1,4 +1,4 @@
-"""Output heads, and the encoder with the two pretraining heads."""
+"""Output heads, and the encoder with them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from clue_jax.config import ModelConfig
 from clue_jax.model.encoder import Bert, EncoderOutput
-from clue_jax.model.layers import ACTIVATIONS, dense, initializer, layer_norm, precision
+from clue_jax.model.layers import ACTIVATIONS, Dropout, dense, initializer, layer_norm, precision
 
 
 class MaskedLMHead(nn.Module):
@@ -33,6 +33,37 @@ class MaskedLMHead(nn.Module):
             preferred_element_type=jnp.float32,
         )
         return logits + self.param("bias", nn.initializers.zeros, (self.config.vocab_size,))
+
+
+class ClassificationModel(nn.Module):
+    """The encoder with a classifier on the pooled first position, as the original's.
+
+    Args:
+      config: the sizes; its hidden dropout is also that of the pooled vector.
+      classes: C; 1 for a score.
+      dtype: of the computation; parameters are float32.
+    """
+
+    config: ModelConfig
+    classes: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        self.bert = Bert(self.config, self.dtype)
+        self.dropout = Dropout(self.config.hidden_dropout_prob)
+        self.classifier = dense(self.config, self.classes, self.dtype)
+
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        input_mask: jax.Array,
+        segment_ids: jax.Array,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """float32 logits [B, C]; for the arguments see `Bert`."""
+        output = self.bert(input_ids, input_mask, segment_ids, deterministic=deterministic)
+        pooled = self.dropout(output.pooled_output, deterministic)
+        return self.classifier(pooled).astype(jnp.float32)
 
 
 class PretrainingModel(nn.Module):

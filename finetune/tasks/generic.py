@@ -1,0 +1,79 @@
+"""A person's own task: files of JSON lines, TSV or CSV with columns named on the command line."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clue_jax.errors import UserError
+from finetune.task import Kind, Task, Texts, json_lines, label_name, tab_separated
+
+ENDINGS = ("jsonl", "json", "tsv", "csv")
+
+
+def make(
+    ending: str,
+    text: str = "text",
+    pair: str | None = None,
+    label: str = "label",
+    kind: Kind = "single",
+    labels: tuple[str, ...] = (),
+) -> Task:
+    """A task out of column names.
+
+    Args:
+      ending: of the files train, dev and test: jsonl, json (lines too), tsv or csv, both with a
+        header.
+      text, pair, label: columns of the text, of the second text of a pair, and of the label.
+      kind: one label, several (a list, or separated by commas), or a score.
+      labels: in the order of the classifier's columns; none for a score.
+    """
+
+    def texts(record: Mapping[str, Any]) -> Texts:
+        return record[text], record[pair] if pair else None
+
+    separator = {"tsv": "\t", "csv": ","}.get(ending)
+    return Task(
+        name="generic",
+        labels=("score",) if kind == "score" else labels,
+        texts=texts,
+        train=f"train.{ending}",
+        dev=f"dev.{ending}",
+        test={"1.0": f"test.{ending}", "1.1": f"test.{ending}"},
+        archive="generic.zip",
+        kind=kind,
+        label_field=label,
+        read=functools.partial(tab_separated, separator=separator) if separator else json_lines,
+    )
+
+
+def ending_of(folder: str) -> str:
+    """The ending of the training file in a folder.
+
+    Raises:
+      UserError: if there is none, or several.
+    """
+    found = [ending for ending in ENDINGS if (Path(folder) / f"train.{ending}").is_file()]
+    if len(found) != 1:
+        names = ", ".join(f"train.{ending}" for ending in ENDINGS)
+        raise UserError(f"{folder}: holds {len(found)} of {names}; expected one")
+    return found[0]
+
+
+def labels_of(task: Task, data: bytes, source: str) -> tuple[str, ...]:
+    """The labels that a training file has, sorted."""
+    found: set[str] = set()
+    for line, record in (task.read or json_lines)(data, source):
+        if task.label_field not in record:
+            raise UserError(f"{source}, line {line}: no field {task.label_field!r}")
+        value = record[task.label_field]
+        if task.kind == "multi":
+            names = value.split(",") if isinstance(value, str) else value
+            found |= {str(name).strip() for name in names if str(name).strip()}
+        else:
+            found.add(label_name(value))
+    if len(found) < 2:
+        raise UserError(f"{source}: holds {len(found)} label; a classifier needs two or more")
+    return tuple(sorted(found))

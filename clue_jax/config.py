@@ -8,13 +8,13 @@ differ in one word that matters: the original's "gelu" is the tanh form, which H
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from clue_jax.errors import UserError
-from clue_jax.files import read_json, write_json
+from clue_jax.files import read_object, write_json
 
 # name in the file -> our name
 TF_ACTIVATIONS = {
@@ -85,6 +85,8 @@ class ModelConfig:
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool):
                 raise UserError(f"{name} must be a number, got {value!r}")
+            if not math.isfinite(value):
+                raise UserError(f"{name} must be finite, got {value!r}")
         if not isinstance(self.tie_word_embeddings, bool):
             raise UserError(
                 f"tie_word_embeddings must be true or false, got {self.tie_word_embeddings!r}"
@@ -131,26 +133,21 @@ class ModelConfig:
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> ModelConfig:
-        """Reads either file: `config.json`, or one with keys that only Hugging Face writes, is that
-        of the Hugging Face layout, any other the original's."""
-        values = read_json(path)
+        """Reads either file: one with keys that only Hugging Face writes is that of the Hugging
+        Face layout, any other the original's, whatever they are called."""
         hugging_face = {"model_type", "architectures", "transformers_version"}
-        if Path(path).name == "config.json" or (
-            isinstance(values, dict) and hugging_face & set(values)
-        ):
+        if hugging_face & set(read_object(path)):
             return cls.from_hugging_face(path)
         return cls.from_tf_bert(path)
 
     @classmethod
     def _from_json(cls, path: str | os.PathLike, activations: dict[str, str]) -> ModelConfig:
-        values = read_json(path)
-        if not isinstance(values, dict):
-            raise UserError(f"{path}: expected a JSON object, got {type(values).__name__}")
+        values = read_object(path)
         missing = [name for name in _REQUIRED if name not in values]
         if missing:
             raise UserError(f"{path}: missing {', '.join(missing)}")
         act = values.get("hidden_act", "gelu")
-        if act not in activations:
+        if not isinstance(act, str) or act not in activations:
             raise UserError(
                 f"{path}: unknown hidden_act {act!r}; known: {', '.join(sorted(activations))}"
             )

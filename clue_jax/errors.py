@@ -11,7 +11,8 @@ class UserError(Exception):
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Runs a command line's `main`; a `UserError` becomes one line on stderr and exit status 1.
+    """Runs a command line's `main`; a `UserError`, or a file that the system refuses, becomes one
+    line on stderr and exit status 1.
 
     Anything else is a fault of ours and keeps its traceback.
     """
@@ -19,6 +20,10 @@ def run_command(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)

@@ -7,6 +7,7 @@ cache folder; `CLUE_JAX_HOME` moves it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -36,7 +37,7 @@ from rich.progress import (
 )
 
 from clue_jax.errors import UserError
-from clue_jax.files import atomic_directory, read_json, sha256, write_json
+from clue_jax.files import atomic_directory, read_object, sha256, write_json
 
 ATTEMPTS = 5
 TIMEOUT_S = 30.0
@@ -47,6 +48,10 @@ LOCK = "downloads.json"
 
 class _Cut(Exception):
     """A fault that may pass: the next attempt goes on where this one ended."""
+
+
+class _OutOfRange(Exception):
+    """The server has nothing behind the bytes that are here."""
 
 
 class NotThere(UserError):
@@ -110,7 +115,7 @@ def fetch(
     path.parent.mkdir(parents=True, exist_ok=True)
     announced = None
     if is_url(address):
-        announced = _download(address, part, pause_s)
+        announced = _download(_quoted(address), part, pause_s)
     else:
         _copy(Path(address), part)
     _refuse_html(part, path.name, address)
@@ -118,25 +123,56 @@ def fetch(
     if announced and digest != announced:
         part.unlink()
         raise UserError(f"{address}: arrived damaged; its SHA-256 is not the one announced")
-    known = read_json(lock) if lock.exists() else {}
-    before = known.get(key)
-    if before and (before["sha256"], before["size"]) != (digest, size):
+    if not size:
         part.unlink()
-        raise UserError(
-            f"{address}: {size} bytes with SHA-256 {digest}, but at the first download on "
-            f"{before['date']} they were {before['size']} with {before['sha256']}; if the change "
-            f"is right, remove the entry from {lock}"
-        )
-    if not before:
-        date = datetime.now(UTC).date().isoformat()
-        write_json(lock, known | {key: {"sha256": digest, "size": size, "date": date}})
+        raise UserError(f"{address}: is empty")
+    try:
+        before = _record(lock, key, {"sha256": digest, "size": size})
+    except UserError as error:
+        part.unlink()
+        raise UserError(f"{address}: {error}") from error
     part.replace(path)
-    return Fetched(path, size, digest, recorded=not before)
+    return Fetched(path, size, digest, recorded=before is None)
+
+
+def _record(lock: Path, key: str, entry: dict[str, Any]) -> dict[str, Any] | None:
+    """Compares with the first download of this key, or records it; returns the earlier entry."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with (lock.parent / f".{lock.name}.lock").open("w") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)  # other processes record theirs in the same file
+        known = read_object(lock) if lock.exists() else {}
+        before = known.get(key)
+        if before is None:
+            date = datetime.now(UTC).date().isoformat()
+            write_json(lock, known | {key: entry | {"date": date}})
+            return None
+    if not isinstance(before, dict) or any(before.get(name) != entry[name] for name in entry):
+        raise UserError(
+            f"{entry['size']} bytes with SHA-256 {entry['sha256']}, but at the first download "
+            f"they were others: {json.dumps(before)}; if the change is right, remove the entry "
+            f"from {lock}"
+        )
+    return before
 
 
 def is_url(address: str) -> bool:
     """Whether an address is fetched by HTTP; any other is a local path."""
     return re.match(r"https?://", address) is not None
+
+
+def _quoted(url: str) -> str:
+    """A URL as it is sent: characters beyond ASCII in its path are encoded.
+
+    Raises:
+      UserError: if it is malformed.
+    """
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host = parts.netloc.encode("idna").decode() if not parts.netloc.isascii() else parts.netloc
+        path = urllib.parse.quote(parts.path, safe="/%:@!$&'()*+,;=~")
+        return urllib.parse.urlunsplit((parts.scheme, host, path, parts.query, ""))
+    except ValueError as error:
+        raise UserError(f"{url}: not a valid address ({error})") from error
 
 
 def _copy(source: Path, part: Path) -> None:
@@ -178,7 +214,12 @@ def _attempt(url: str, part: Path, marks: Path) -> str | None:
     # Only what can be proved to be the same file is gone on with.
     if have and known.get("url") == url and known.get("mark"):
         headers |= {"Range": f"bytes={have}-", "If-Range": known["mark"]}
-    with _open(url, headers) as response:
+    try:
+        opened = _open(url, headers)
+    except _OutOfRange as error:
+        part.unlink()  # nothing is left to send of it, so it is not what the server has
+        raise _Cut("the server has no more of it; starting again") from error
+    with opened as response:
         start = 0
         if response.status == 206:
             match = re.fullmatch(
@@ -195,7 +236,9 @@ def _attempt(url: str, part: Path, marks: Path) -> str | None:
         if mark and mark.startswith("W/"):
             mark = None  # a weak mark does not promise equal bytes
         marks.write_text(json.dumps({"url": url, "mark": mark}))
-        linked = response.headers.get("X-Linked-Etag", known.get("linked", "")).strip('"')
+        linked = response.headers.get("X-Linked-Etag", "").strip('"')
+        if response.headers.get("Content-Encoding", "identity") not in ("", "identity"):
+            raise UserError(f"{url}: the server packs what it sends, which was not asked for")
         received = _receive(response, part, start, total)
     if total is not None and received != total:
         if received > total:
@@ -215,7 +258,7 @@ def _open(url: str, headers: dict[str, str]) -> Any:
         if error.code in (404, 410):
             raise NotThere(f"{url}: the server has no such file ({error.code})") from error
         if error.code == 416:
-            raise _Cut("the server refused to go on") from error
+            raise _OutOfRange from error
         raise UserError(f"{url}: the server answered {error.code} {error.reason}") from error
     except urllib.error.URLError as error:
         if "certificate" in str(error.reason).lower():
@@ -257,7 +300,9 @@ def _receive(response: Any, part: Path, start: int, total: int | None) -> int:
             try:
                 chunk = response.read(_CHUNK)
             except http.client.IncompleteRead as error:
-                chunk = error.partial
+                file.write(error.partial)
+                done += len(error.partial)
+                raise _Cut(f"the connection broke after {done} bytes") from error
             except (OSError, http.client.HTTPException) as error:
                 raise _Cut(f"the connection broke after {done} bytes ({error})") from error
             if not chunk:
@@ -303,9 +348,11 @@ def unpack(archive: str | os.PathLike, directory: str | os.PathLike) -> list[str
       UserError: for such an archive, a damaged one, or a full disk.
     """
     archive, directory = Path(archive), Path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory}: exists and is not empty; nothing was unpacked")
     try:
         with zipfile.ZipFile(archive) as file:
-            members = [member for member in file.infolist() if not member.is_dir()]
+            members = [m for m in file.infolist() if not m.is_dir() and not _is_of_a_mac(m)]
             _check_members(archive, file.infolist())
             free = shutil.disk_usage(_existing(directory)).free
             total = sum(member.file_size for member in members)
@@ -329,6 +376,12 @@ def unpack(archive: str | os.PathLike, directory: str | os.PathLike) -> list[str
     return [member.filename for member in members]
 
 
+def _is_of_a_mac(member: zipfile.ZipInfo) -> bool:
+    """Whether a member holds what a Mac adds to each file, under a name that looks like it."""
+    parts = PurePosixPath(member.filename).parts
+    return "__MACOSX" in parts or (bool(parts) and parts[-1].startswith("._"))
+
+
 def _check_members(archive: Path, members: list[zipfile.ZipInfo]) -> None:
     seen: set[str] = set()
     for member in members:
@@ -342,6 +395,8 @@ def _check_members(archive: Path, members: list[zipfile.ZipInfo]) -> None:
             reason = "its path is not portable"
         elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             reason = "it is a link or a special file"
+        elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            reason = "it is packed in an unusual way"
         elif member.flag_bits & 1:
             reason = "it is encrypted"
         folded = unicodedata.normalize("NFC", name).casefold().rstrip("/")

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +60,20 @@ def read_json(path: str | os.PathLike) -> Any:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from error
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number too long
+        raise UserError(f"{path}: not valid JSON ({error})") from error
+
+
+def read_object(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
+
+    Raises:
+      UserError: if the file is missing, is not JSON or holds something else.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
 
 
 def read_text(path: str | os.PathLike) -> str:
@@ -103,9 +118,7 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(os.path.realpath(path))  # behind a link, the folder is replaced and not the link
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file, expected a folder")
-    for ending in ("tmp", "old"):
-        for left in path.parent.glob(f".{path.name}.*.{ending}"):
-            shutil.rmtree(left, ignore_errors=True)  # by a process that was killed
+    _clear_leftovers(path)
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
         temporary.mkdir(parents=True)
@@ -121,3 +134,30 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
         raise UserError(f"{path}: cannot write ({error.strerror or error})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Removes what a writer of `path` left when it was killed; its only copy is put back."""
+    if not path.parent.is_dir():
+        return
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.(tmp|old)")
+    for left in sorted(path.parent.iterdir()):
+        match = pattern.fullmatch(left.name)
+        if not match or _is_alive(int(match[1])):
+            continue
+        if match[2] == "old" and not path.exists():
+            left.rename(path)  # killed between the two renames below
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    if process == os.getpid():
+        return False  # no two writes of one process overlap
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True

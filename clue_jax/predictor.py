@@ -58,7 +58,7 @@ class Predictor:
         Raises:
           UserError: for a text without a mask, one that is too long, or a model without the head.
         """
-        if not 1 <= top_k <= self.config.vocab_size:
+        if not isinstance(top_k, int) or not 1 <= top_k <= self.config.vocab_size:
             raise UserError(f"top_k {top_k} must lie between 1 and {self.config.vocab_size}")
         tokenizer = self.tokenizer
         parts = text.split("[MASK]")
@@ -107,6 +107,9 @@ class Predictor:
         Raises:
           UserError: for an unknown pooling, or a layer that the model lacks.
         """
+        if isinstance(texts, str):
+            raise UserError("texts must be a list of texts, got one text")
+        layers = (layers,) if isinstance(layers, int) else layers
         layers = (-2, -1) if pooling == "last2" else tuple(layers)
         count = self.config.num_hidden_layers + 1
         if pooling not in ("cls", "mean", "last2"):

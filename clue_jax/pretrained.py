@@ -13,7 +13,9 @@ import numpy as np
 
 from clue_jax import zoo
 from clue_jax.config import ModelConfig
+from clue_jax.convert import merge
 from clue_jax.convert.loaded import LoadedModel
+from clue_jax.convert.names import head_of
 from clue_jax.convert.target import check_target, write
 from clue_jax.errors import UserError
 from clue_jax.model import Bert, EncoderOutput, PretrainingModel
@@ -40,7 +42,10 @@ class Model:
         self.params: dict[str, Any] = jax.device_put(loaded.params)
         self.tokenizer: Tokenizer | None = loaded.tokenizer
         self.info = loaded.info
-        self.notes = loaded.notes
+        self.notes = list(loaded.notes)
+        if any(array.dtype == np.float64 for array in jax.tree.leaves(loaded.params)):
+            self.notes.append("float64 parameters are held as float32; tools.convert keeps them")
+        self._as_loaded = dict(merge.flatten(self.params))
         self.path = loaded.path
         self.dtype = jnp.dtype(dtype)
 
@@ -95,6 +100,8 @@ class Model:
         if positions is None:
             positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
         positions = np.asarray(positions, np.int32)
+        if positions.ndim != 2 or len(positions) != len(ids):
+            raise UserError(f"positions must be [B, M], got {positions.shape}")
         if positions.size and not (positions.min() >= 0 and positions.max() < ids.shape[1]):
             raise UserError(f"positions must lie in 0..{ids.shape[1] - 1}")
         return _masked_lm(
@@ -108,18 +115,34 @@ class Model:
           UserError: if the folder exists and is not empty, or writing fails.
         """
         check_target(path)
+        changed = {
+            head_of(path)
+            for path, array in merge.flatten(self.params).items()
+            if array is not self._as_loaded.get(path)
+        }
+        # What was said of a head does not hold for other values: those tell by themselves.
+        heads = {h: state for h, state in self.info["heads"].items() if h not in changed}
+        info = {**self.info, "heads": heads}
         params = jax.device_get(self.params)
-        write(LoadedModel(self.config, params, self.tokenizer, self.info, self.path), path, form)
+        write(LoadedModel(self.config, params, self.tokenizer, info, self.path), path, form)
 
     @property
     def _plain(self) -> ModelConfig:
         return self.config.without_dropout()
 
     def _inputs(self, ids: Any, mask: Any, segments: Any) -> tuple[Any, Any, Any]:
-        ids = np.asarray(ids, np.int32)
+        ids = np.asarray(ids)
+        if ids.dtype.kind not in "iu":
+            raise UserError(f"input_ids are of type {ids.dtype}, expected whole numbers")
+        ids = ids.astype(np.int32)
         mask = np.ones_like(ids) if mask is None else np.asarray(mask, np.int32)
         segments = np.zeros_like(ids) if segments is None else np.asarray(segments, np.int32)
-        if ids.ndim != 2 or mask.shape != ids.shape or segments.shape != ids.shape:
+        if (
+            ids.ndim != 2
+            or not ids.shape[1]
+            or mask.shape != ids.shape
+            or segments.shape != ids.shape
+        ):
             raise UserError(
                 f"input_ids, input_mask and segment_ids must be [B, T] alike, got {ids.shape}, "
                 f"{mask.shape} and {segments.shape}"
@@ -155,6 +178,8 @@ def load(
       UserError: if there is no such file, or the model is not whole.
     """
     name = str(name_or_path)
+    if Path(name).exists():
+        options.pop("origin", None)  # it says which download is meant
     if zoo.find_model(name) and not Path(name).exists():
         return Model(zoo.load(name, **options), dtype)
     if not Path(name).exists() and "/" not in name and not Path(f"{name}.index").exists():

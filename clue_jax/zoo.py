@@ -7,6 +7,7 @@ are computed from the sizes (a test does it again).
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from clue_jax.convert.loaded import LoadedModel
 from clue_jax.convert.weights import CANDIDATES
 from clue_jax.errors import UserError
 from clue_jax.fetch import NotThere, cache_directory, fetch, is_url, unpack
-from clue_jax.files import read_json, write_json
+from clue_jax.files import read_object, write_json
 
 Origin = Literal["tf", "hf"]
 VOCABULARY = 8021
@@ -130,13 +131,14 @@ def download(
     if model is None:
         raise UserError(f"unknown model {name!r}; known: {', '.join(ZOO)}")
     folder = Path(output) if output else cache_directory() / "models" / f"{model.name}-{origin}"
+    folder = folder.absolute().resolve()
     if (folder / RECORD).exists():
-        record = read_json(folder / RECORD)
+        record = read_object(folder / RECORD)
         if (record.get("model"), record.get("origin")) != (model.name, origin):
             raise UserError(f"{folder}: holds another download; choose another --output")
         _check_cached(folder, record)
         return folder, record | {"cached": True}
-    if folder.exists() and any(p for p in folder.iterdir() if not p.name.startswith(".")):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is not empty; choose another --output")
     record = {"model": model.name, "origin": origin, "fetched": []}
     if origin == "tf":
@@ -170,10 +172,11 @@ def read(path: str | os.PathLike, **options: Any) -> LoadedModel:
     Args:
       path, options: see `clue_jax.convert.source.load`.
     """
-    record_file = Path(path) / RECORD
-    record = read_json(record_file) if record_file.is_file() else {}
-    model = ZOO.get(record.get("model"))
-    if model is None:
+    place = Path(path)
+    record_file = (place if place.is_dir() else place.parent) / RECORD
+    record = read_object(record_file) if record_file.is_file() else {}
+    model = ZOO.get(str(record.get("model")))
+    if model is None or record.get("origin") not in ("tf", "hf"):
         return source.load(path, **options)
     origin: Origin = record["origin"]
     # The Hugging Face config.json of these says "gelu", but they were trained with the tanh form.
@@ -185,7 +188,10 @@ def read(path: str | os.PathLike, **options: Any) -> LoadedModel:
 
 
 def _check_cached(folder: Path, record: dict[str, Any]) -> None:
-    for name, size in record["files"].items():
+    files = record.get("files")
+    if not isinstance(files, dict) or not files:
+        raise UserError(f"{folder / RECORD}: damaged; remove {folder} and download again")
+    for name, size in files.items():
         if not (folder / name).is_file() or (folder / name).stat().st_size != size:
             raise UserError(
                 f"{folder / name}: missing or of another size than downloaded; remove {folder} and "
@@ -237,7 +243,7 @@ def _fetch_hf(
     folder.mkdir(parents=True, exist_ok=True)
     for name in files:
         (aside / name).replace(folder / name)
-    aside.rmdir()
+    shutil.rmtree(aside)  # a cut download of another kind of weights may be left in it
     return files
 
 

@@ -22,7 +22,7 @@ from clue_jax import losses, optim, sharding, zoo
 from clue_jax.checkpoint import Checkpoints
 from clue_jax.config import PRESETS, ModelConfig
 from clue_jax.convert import merge
-from clue_jax.convert.loaded import LoadedModel
+from clue_jax.convert.loaded import FORMAT, INFO_FILE, LoadedModel
 from clue_jax.convert.target import write
 from clue_jax.data.batches import Batch, stream
 from clue_jax.data.records import MANIFEST
@@ -410,6 +410,9 @@ def _claim(
         # With these an unfinished run converts as well.
         write_json(output / "config.json", config.to_hugging_face())
         copy_vocabulary(examples.tokenizer, output)
+        known = {"lower_case": examples.tokenizer.lower_case, "max_seq_length": examples.seq_len}
+        known |= {"normalization": examples.normalization, "heads": {"masked_lm": "trained"}}
+        write_json(output / INFO_FILE, {"format": FORMAT, **known})
         write_json(path, fixed)
 
 

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from conftest import ROOT
 
-from clue_jax import optim
-from clue_jax.convert import source
+from clue_jax import metrics, optim
+from clue_jax.convert import merge, source
+from clue_jax.errors import UserError
 from clue_jax.model import ClassificationModel
 from clue_jax.train_state import TrainState
-from finetune import run
+from finetune import evaluate, predict, run
+from finetune.data import Rows, batch_of, buckets, read_split, tokenize, train_order
+from finetune.tasks import TASKS
 
 # ---- The original's trajectory -------------------------------------------------------------------
 
@@ -60,9 +71,380 @@ def test_the_original_s_training_is_reproduced(shared, accumulate):
         np.testing.assert_allclose(loss, expected["losses"][i], atol=2e-5)
         norm = expected["norm_of_summed_gradients"][i]
         np.testing.assert_allclose(sums["gradient_norm"], norm, rtol=1e-4)
-    np.testing.assert_allclose(
-        eval_logits(state.params), expected["eval_logits_after"], atol=1e-4
-    )
+    np.testing.assert_allclose(eval_logits(state.params), expected["eval_logits_after"], atol=1e-4)
     kernel = state.params["classifier"]["kernel"]
     final = next(v for k, v in expected.items() if k.startswith("final") and "output_weights" in k)
     np.testing.assert_allclose(kernel.T, final, atol=1e-5)
+
+
+# ---- The parts -----------------------------------------------------------------------------------
+
+
+def some_rows(count: int, seed: int = 0) -> Rows:
+    random = np.random.default_rng(seed)
+    ids = [random.integers(5, 700, length).tolist() for length in random.integers(3, 60, count)]
+    labels = random.integers(0, 2, count).astype(np.int32)
+    return Rows(ids, [[0] * len(row) for row in ids], labels)
+
+
+@pytest.mark.parametrize("by_length", [True, False])
+def test_an_epoch_has_every_example_once(by_length):
+    rows = some_rows(1003)
+    epochs = [train_order(rows, 16, 3, epoch, by_length) for epoch in (0, 1)]
+    for batches in epochs:
+        assert len(batches) == 63
+        assert sorted(np.concatenate(batches).tolist()) == list(range(1003))
+    assert [b.tolist() for b in epochs[0]] != [b.tolist() for b in epochs[1]]
+    again = train_order(rows, 16, 3, 0, by_length)
+    assert all((a == b).all() for a, b in zip(again, epochs[0], strict=True))
+    padded = sum(
+        batch_of(rows, chosen, 16, buckets(64), 0)["input_ids"].size for chosen in epochs[0]
+    )
+    assert (padded < 63 * 16 * 64 * 0.85) == by_length
+
+
+def test_buckets_by_hand():
+    assert buckets(128) == (32, 64, 128)
+    assert buckets(100) == (32, 64, 100)
+    assert buckets(32) == (32,)
+    assert buckets(20) == (20,)
+
+
+def test_batches_by_hand():
+    rows = Rows([[2, 3], [4, 5, 6]], [[0, 0], [0, 1, 1]], np.array([1, 0], np.int32))
+    batch = batch_of(rows, np.array([1, 0]), 3, (4, 8), 9)
+    assert batch["input_ids"].tolist() == [[4, 5, 6, 9], [2, 3, 9, 9], [9, 9, 9, 9]]
+    assert batch["input_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]]
+    assert batch["segment_ids"].tolist() == [[0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert batch["labels"].tolist() == [0, 1, 0]
+    assert batch["weights"].tolist() == [1, 1, 0]
+
+
+def test_scores_by_hand():
+    matrix = metrics.confusion(np.array([0, 0, 1, 2, 2]), np.array([0, 1, 1, 2, 0]), 4)
+    assert matrix.tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
+    scores = metrics.classification(matrix)
+    assert scores["accuracy"] == 0.6 and scores["majority"] == 0.4
+    np.testing.assert_allclose(scores["macro_f1"], (1 / 2 + 2 / 3 + 2 / 3) / 3)
+    labels = np.array([[1, 0], [1, 1], [0, 0]], bool)
+    found = metrics.multi_label(labels, np.array([[1, 0], [0, 1], [1, 0]], bool))
+    np.testing.assert_allclose(found["accuracy"], 1 / 3)
+    np.testing.assert_allclose(found["micro_f1"], 2 * 2 / 6)
+    np.testing.assert_allclose(found["macro_f1"], (2 * 1 / 4 + 1) / 2)
+
+
+def test_correlations_are_scipy_s():
+    stats = pytest.importorskip("scipy.stats")
+    random = np.random.default_rng(0)
+    a, b = random.integers(0, 6, 50), random.normal(size=50)
+    found = metrics.regression(a, b)
+    np.testing.assert_allclose(found["pearson"], stats.pearsonr(a, b)[0])
+    np.testing.assert_allclose(found["spearman"], stats.spearmanr(a, b)[0])
+    assert metrics.regression(a, np.ones(50))["pearson"] == 0
+
+
+def test_the_best_evaluation_is_fairly_chosen():
+    task = TASKS["tnews"]
+    history = [
+        {"step": 1, "accuracy": 0.5, "loss": 1.0},
+        {"step": 2, "accuracy": 0.6, "loss": 0.9},
+        {"step": 3, "accuracy": 0.6, "loss": 0.7},
+        {"step": 4, "accuracy": 0.6, "loss": 0.7},
+        {"step": 5, "accuracy": 0.5, "loss": 0.1},
+    ]
+    assert run.best(history, task)["step"] == 3
+    assert run.stopped(history, 2, task) and not run.stopped(history, 3, task)
+    assert not run.stopped(history, 0, task) and not run.stopped([], 1, task)
+
+
+def test_copa_is_answered_by_the_likelier_pair():
+    """By hand; of equals the first."""
+    logits = np.array([[0, 1.0], [0, 2.0], [5, 5.0], [3, 3.0], [1, 0.0], [9, 9.5]], np.float32)
+    labels = np.array([0, 1, 1, 0, 1, 0])
+    true, predicted = evaluate.grouped(TASKS["copa"], labels, logits)
+    assert true.tolist() == [1, 0, 0] and predicted.tolist() == [1, 0, 1]
+
+
+def test_layers_learn_at_their_own_rates():
+    """By hand: the last layer and the head at the full rate, each below at half of that above."""
+    params = {
+        "bert": {
+            "embeddings": {"word_embeddings": np.ones((2, 2), np.float32)},
+            "encoder": {f"layer_{i}": {"kernel": np.ones((2, 2), np.float32)} for i in range(2)},
+        },
+        "classifier": {"kernel": np.ones((2, 2), np.float32)},
+    }
+    gradients = jax.tree.map(np.ones_like, params)
+    moves = []
+    for decay in (1.0, 0.5):
+        optimizer = optim.adamw(
+            lambda step: 0.1, b2=0.999, weight_decay=0.0, layer_decay=decay, layers=2
+        )
+        updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+        moves.append(merge.flatten(updates))
+    ratio = {path: float((moves[1][path] / moves[0][path]).mean()) for path in moves[0]}
+    assert ratio == {
+        "bert/embeddings/word_embeddings": 0.25,
+        "bert/encoder/layer_0/kernel": 0.5,
+        "bert/encoder/layer_1/kernel": 1.0,
+        "classifier/kernel": 1.0,
+    }
+
+
+# ---- The commands --------------------------------------------------------------------------------
+
+CHARACTERS = "清晨五点渔港的灯一盏接地亮了起来"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """AFQMC's files with an easy rule: the label is whether the first text starts with 清."""
+    folder = tmp_path_factory.mktemp("data") / "afqmc"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for split, count in (("train", 90), ("dev", 37), ("test", 21)):
+        lines = []
+        for i in range(count):
+            label = int(random.integers(2))
+            first = ("清" if label else "灯") + "".join(
+                random.choice(list(CHARACTERS), random.integers(1, 45))
+            )
+            record = {"sentence1": first, "sentence2": "来" * int(random.integers(1, 9))}
+            record |= {"id": 1000 + i} if split == "test" else {"label": str(label)}
+            lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+        (folder / f"{split}.json").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def options(data, output, model, **changes) -> list[str]:
+    given = {
+        "task": "afqmc", "model": model, "data_dir": data, "output": output, "epochs": 2,
+        "batch_size": 16, "learning_rate": 3e-3, "seq_len": 64, "eval_every": 4, "log_every": 4,
+        "dropout": 0.1,
+    }  # fmt: skip
+    out = []
+    for name, value in {**given, **changes}.items():
+        if value is not None:
+            out += [f"--{name.replace('_', '-')}", str(value)]
+    return out
+
+
+@pytest.fixture(scope="module")
+def finished(data, micro_model, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("finetuned") / "out"
+    run.main(options(data, output, micro_model, epochs=10))
+    return output
+
+
+def test_a_run_learns_and_leaves_everything(finished, data):
+    assert {path.name for path in finished.iterdir()} == {
+        "best", "result.json", "metrics.jsonl", "settings.json", "tensorboard",
+        "afqmc_predict.json",
+    }  # fmt: skip
+    result = json.loads((finished / "result.json").read_text())
+    assert result["best_value"] > 0.9 and result["metric"] == "accuracy"
+    assert result["best_value"] == max(entry["accuracy"] for entry in result["dev"])
+    assert [entry["step"] for entry in result["dev"]] == [*range(4, 60, 4), 60]
+    lines = (finished / "afqmc_predict.json").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == list(range(1000, 1021))
+    texts = (data / "test.json").read_text(encoding="utf-8").splitlines()
+    right = [
+        json.loads(line)["label"] == str(int(json.loads(text)["sentence1"].startswith("清")))
+        for line, text in zip(lines, texts, strict=True)
+    ]
+    assert np.mean(right) > 0.8
+
+
+def test_a_finished_run_is_not_run_again(finished, data, micro_model, capsys):
+    before = (finished / "result.json").read_bytes()
+    started = time.monotonic()
+    run.main(options(data, finished, micro_model, epochs=10))
+    assert time.monotonic() - started < 5
+    assert (finished / "result.json").read_bytes() == before
+
+
+def test_transformers_reads_the_best_model(finished, data):
+    """Its logits on the dev set are ours, and its labels the task's."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(finished / "best")
+    assert theirs.config.id2label == {0: "0", 1: "1"}
+    theirs = theirs.eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(finished / "best")
+    examples = read_split(TASKS["afqmc"], data, "dev")
+    loaded = source.load(finished / "best")
+    rows = tokenize(examples, loaded.tokenizer, TASKS["afqmc"], 64)
+    correct = 0
+    for i, example in enumerate(examples):
+        encoded = tokenizer(example.text_a, example.text_b, return_tensors="pt")
+        assert encoded["input_ids"][0].tolist() == rows.ids[i]
+        with torch.no_grad():
+            logits = theirs(**encoded).logits[0].numpy()
+        correct += int(logits.argmax()) == rows.labels[i]
+    result = json.loads((finished / "result.json").read_text())
+    assert correct / len(examples) == result["best_value"]
+
+
+@pytest.mark.parametrize("mesh", ["data=1", "data=8", "data=2,fsdp=4"])
+@pytest.mark.parametrize("batch_size", [8, 64])
+def test_evaluation_counts_every_example_once(finished, data, tmp_path, mesh, batch_size):
+    result = json.loads((finished / "result.json").read_text())
+    for n in (1, 7, 8, 9, 37):
+        lines = (data / "dev.json").read_bytes().split(b"\n")[:n]
+        (tmp_path / "dev.json").write_bytes(b"\n".join(lines) + b"\n")
+        found = evaluate.main(
+            ["--model", str(finished / "best"), "--input", str(tmp_path / "dev.json")]
+            + ["--task", "afqmc", "--mesh", mesh, "--batch-size", str(batch_size)]
+        )
+        assert found["examples"] == n
+        assert sum(part["examples"] for part in found["by_length"].values()) == n
+        assert round(found["accuracy"] * n, 6) % 1 == 0
+    assert found["accuracy"] == result["best_value"]
+
+
+def test_the_confusion_matrix_is_drawn(finished, data, tmp_path):
+    command = ["--model", str(finished / "best"), "--input", str(data / "dev.json")]
+    evaluate.main([*command, "--confusion", str(tmp_path / "c.png")])
+    assert (tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_prediction_keeps_order_and_ids(finished, data, tmp_path):
+    out = tmp_path / "p.json"
+    command = ["--task", "afqmc", "--model", str(finished / "best"), "--output", str(out)]
+    predict.main([*command, "--input", str(data / "test.json")])
+    assert out.read_bytes() == (finished / "afqmc_predict.json").read_bytes()
+    predict.main([*command, "--input", str(data / "dev.json"), "--batch-size", "8"])
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["id"] for line in lines] == list(range(37))  # without ids, the row numbers
+
+
+def test_any_mesh_gives_the_same_training(data, micro_model, tmp_path):
+    histories = []
+    for mesh in ("data=1", "data=8", "data=2,model=4"):
+        run.main(options(data, tmp_path / mesh, micro_model, mesh=mesh, dropout=0.1, epochs=1))
+        histories.append(json.loads((tmp_path / mesh / "result.json").read_text())["dev"])
+    for other in histories[1:]:
+        for a, b in zip(histories[0], other, strict=True):
+            assert a["step"] == b["step"]
+            np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-4)
+
+
+def test_a_killed_run_ends_with_the_same_bits(data, micro_model, tmp_path):
+    """SIGKILL after the second evaluation, then the same command again."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run.main(options(data, whole, micro_model, mesh="data=1", epochs=3))
+    command = [sys.executable, "-m", "finetune.run"]
+    command += options(data, cut, micro_model, mesh="data=1", epochs=3)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env=os.environ)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (cut / "checkpoints" / "8").is_dir():
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.005)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    assert not (cut / "result.json").exists()
+    run.main(options(data, cut, micro_model, mesh="data=1", epochs=3))
+    results = [json.loads((f / "result.json").read_text()) for f in (whole, cut)]
+    assert results[0]["dev"] == results[1]["dev"]
+    for name in ("best/model.safetensors", "afqmc_predict.json"):
+        assert (whole / name).read_bytes() == (cut / name).read_bytes()
+
+
+def test_a_head_is_new_unless_it_is_kept(finished, data, micro_model, tmp_path):
+    """One tiny step from the trained model: kept, the head still knows; new, it does not."""
+    values = {}
+    for head in ("keep", "new"):
+        run.main(
+            options(data, tmp_path / head, micro_model, init_from=finished / "best", head=head,
+                    epochs=0.1, learning_rate=1e-9)
+        )  # fmt: skip
+        values[head] = json.loads((tmp_path / head / "result.json").read_text())["best_value"]
+    assert values["keep"] == json.loads((finished / "result.json").read_text())["best_value"]
+    assert values["new"] < values["keep"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "afqm"}, "--task 'afqm' is unknown; known: afqmc, "),
+        ({"task": "diagnostics"}, "has no training set"),
+        ({"task": "tnews"}, "holds no train.json of tnews|no field 'sentence'"),
+        ({"data_dir": "/nowhere"}, "/nowhere: no such file or folder"),
+        ({"model": "/nowhere"}, "/nowhere: no such file or folder"),
+        ({"seq_len": 65}, "--seq-len 65: the model takes 4..64"),
+        ({"batch_size": 12}, "--batch-size 12 is not a multiple of 8"),
+        ({"accumulate": 4}, "--batch-size 16 is not a multiple of --accumulate 4 times 8 devices"),
+        ({"epochs": 0}, "--epochs 0.0 must be positive"),
+        ({"limit": 0}, "--limit at least 1"),
+        ({"head": "keep"}, "has no classifier to keep; --head new starts one"),
+        ({"layer_decay": 0}, "--layer-decay in"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_written(
+    data, micro_model, tmp_path, changes, message
+):
+    with pytest.raises(UserError, match=message):
+        given = options(data, tmp_path / "out", changes.pop("model", micro_model), **changes)
+        run.main(given)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.name != "settings.json"]
+
+
+def test_a_folder_of_another_run_is_refused(finished, data, micro_model):
+    with pytest.raises(UserError, match="holds a run with seed 0, now 1"):
+        run.main(options(data, finished, micro_model, epochs=10, seed=1))
+
+
+def test_a_model_of_another_task_is_refused(finished, data):
+    for module in (evaluate, predict):
+        command = ["--model", str(finished / "best"), "--input", str(data / "dev.json")]
+        if module is predict:
+            command += ["--output", "/nowhere/x"]
+        with pytest.raises(UserError, match="is a model of afqmc with 2 labels"):
+            module.main([*command, "--task", "tnews"])
+
+
+def test_a_model_without_a_classifier_is_refused(micro_model, data):
+    with pytest.raises(UserError, match="has no classifier; finetune.run makes one"):
+        evaluate.main(["--model", str(micro_model), "--input", str(data / "dev.json")])
+
+
+# ---- A person's own files ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["single", "multi", "score"])
+@pytest.mark.parametrize("ending", ["tsv", "csv", "jsonl"])
+def test_own_files(micro_model, tmp_path, kind, ending):
+    random = np.random.default_rng(1)
+    labels = {"single": ["甲", "乙"], "multi": ["甲", "甲,乙", "乙"], "score": ["0.0", "1.0"]}[kind]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split, count in (("train", 60), ("dev", 20), ("test", 9)):
+        rows = []
+        for _ in range(count):
+            which = int(random.integers(len(labels)))
+            rows.append({"a": "清灯亮"[which] * 3 + "来", "b": "地", "y": labels[which]})
+        if ending == "jsonl":
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        else:
+            separator = "\t" if ending == "tsv" else ","
+            quote = '"' if ending == "csv" else ""
+            text = separator.join(rows[0]) + "\n"
+            for row in rows:
+                text += separator.join(f"{quote}{value}{quote}" for value in row.values()) + "\n"
+        (folder / f"{split}.{ending}").write_text(text, encoding="utf-8")
+    out = tmp_path / "out"
+    run.main(
+        options(folder, out, micro_model, task="generic", text="a", text_pair="b", label="y",
+                kind=kind, epochs=8, seq_len=32, eval_every=8)
+    )  # fmt: skip
+    result = json.loads((out / "result.json").read_text())
+    assert result["best_value"] > 0.9
+    found = evaluate.main(["--model", str(out / "best"), "--input", str(folder / f"dev.{ending}")])
+    assert found[result["metric"]] == result["best_value"]
+    lines = (out / "generic_predict.json").read_text(encoding="utf-8").splitlines()
+    predicted = [json.loads(line) for line in lines]
+    assert len(predicted) == 9
+    kinds = {"single": str, "multi": list, "score": float}
+    assert all(isinstance(line["label"], kinds[kind]) for line in predicted)

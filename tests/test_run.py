@@ -25,7 +25,7 @@ from pretraining import run
 def test_a_run_leaves_everything(finished):
     assert {path.name for path in finished.iterdir()} == {
         "model", "tf", "checkpoints", "metrics.jsonl", "tensorboard", "settings.json",
-        "config.json", "vocab.txt",
+        "config.json", "vocab.txt", "clue_jax.json",
     }  # fmt: skip
     assert {path.name for path in (finished / "tf").iterdir()} == {
         "bert_config.json", "bert_model.ckpt.data-00000-of-00001", "bert_model.ckpt.index",

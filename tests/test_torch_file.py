@@ -152,6 +152,24 @@ def test_impossible_tensors_are_refused(tmp_path, value, message):
         read_weights(path)
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        b")" + b"\x85" * 2_000_000,  # hashing it would use up the C stack
+        b")q\0" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60)),  # or take for ever
+        b"K\1",
+        b"ccollections\nOrderedDict\n((X\1\0\0\0wK\1ttR",
+    ],
+    ids=["nested", "doubled", "number", "a dict out of items"],
+)
+def test_keys_that_are_no_strings(tmp_path, key):
+    path = tmp_path / "x.bin"
+    for build in LAYOUTS.values():
+        path.write_bytes(build(b"\x80\x02}" + key + b"K\1s."))
+        with pytest.raises(UserError, match="nothing in it was run"):
+            read_weights(path)
+
+
 def test_two_names_of_one_storage_must_agree(tmp_path):
     other = tensor(b"K\0", b"K\2\x85", b"K\1\x85").replace(b"FloatStorage", b"HalfStorage")
     value = tensor(b"K\0", b"K\2\x85", b"K\1\x85")
@@ -191,7 +209,9 @@ def test_flipped_bytes_never_crash(tmp_path):
 def test_compressed_members_and_other_orders_are_refused(tmp_path):
     path = tmp_path / "x.bin"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("archive/data.pkl", named(b"K\1"))
+        good = named(tensor(b"K\0", b"K\6\x85", b"K\1\x85"))
+        file.writestr("archive/data.pkl", good)
+        file.writestr("archive/data/0", np.arange(6, dtype=np.float32).tobytes())
     with pytest.raises(UserError, match="compressed"):
         read_weights(path)
     with zipfile.ZipFile(path, "w") as file:

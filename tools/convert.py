@@ -69,6 +69,8 @@ class Settings:
     """Replace DST if it holds a converted model."""
     push_to_hub: str | None = None
     """Upload the written directory to this repository, such as someone/my-model (HF_TOKEN)."""
+    private: bool = False
+    """The repository, if --push-to-hub makes it, is seen by you alone."""
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -110,16 +112,18 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "notes": loaded.notes,
         "seconds": round(time.monotonic() - started, 2),
     }
-    if settings.push_to_hub:
-        from clue_jax.convert.hub import push
-
-        result["uploaded"] = push(settings.dst, settings.push_to_hub)
     print(json.dumps(result, ensure_ascii=False))
     if settings.check:
         form: Literal["tf", "model"] = settings.to
         checked = compare(before, zoo.read(settings.dst, form=form))
         print(json.dumps({"check": settings.dst} | checked))
         result |= checked
+    if settings.push_to_hub:
+        from clue_jax.convert.hub import push
+
+        address = push(settings.dst, settings.push_to_hub, settings.private)
+        print(json.dumps({"uploaded": address}))
+        result["uploaded"] = address
     return result
 
 

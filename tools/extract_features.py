@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from clue_jax.features.sequences import build_row, pad_rows
 from clue_jax.files import atomic_file, read_text
 from clue_jax.pretrained import Model, load
 from clue_jax.runlog import progress
+from clue_jax.text.normalize import normalizer
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,17 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     model = load(settings.model)
     if model.tokenizer is None:
         raise UserError(f"{settings.model}: has no vocabulary")
+    if settings.batch_size < 1:
+        raise UserError(f"--batch-size {settings.batch_size} must be at least 1")
+    if os.path.realpath(settings.input) == os.path.realpath(settings.output):
+        raise UserError(f"{settings.output}: is the input as well; choose another --output")
     layers = _layers(settings.layers, model)
     longest = model.config.max_position_embeddings
     if not 3 <= settings.max_seq_length <= longest:
         raise UserError(f"--max-seq-length {settings.max_seq_length}: the model has 3..{longest}")
     lines = read_text(settings.input).split("\n")
     lines = lines[:-1] if lines and not lines[-1] else lines
+    lines = list(map(normalizer(model.info.get("normalization", "none")), lines))
     if not lines:
         raise UserError(f"{settings.input}: is empty")
     starts = range(0, len(lines), settings.batch_size)

@@ -20,7 +20,8 @@ from tools.convert import summary
 class Settings:
     """Lists the tensors of a model, its heads, and whether weights, config and vocabulary agree.
 
-    Reads whatever tools.convert reads, also what that would refuse, and then says why.
+    Reads whatever tools.convert reads, also what that would refuse for its tensors or sizes, and
+    then says why.
     """
 
     path: tyro.conf.Positional[str]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from clue_jax.convert import vocabulary
 from clue_jax.convert.merge import flatten, from_named_tensors, nest
 from clue_jax.convert.names import HEADS, head_of, rows
 from clue_jax.errors import UserError
+from clue_jax.files import read_object
 from clue_jax.text import Tokenizer, WordPieceTokenizer
 
 FORMAT = 1
@@ -83,6 +85,11 @@ def assemble(
       UserError: with all differences of tensors, config and vocabulary.
     """
     config, tokenizer = source.config, source.tokenizer
+    if config.num_hidden_layers > len(source.tensors) > 0:
+        raise UserError(
+            f"{source.path}: {source.config_file} says {config.num_hidden_layers} layers, the "
+            f"file holds {len(source.tensors)} tensors"
+        )
     embedding = getattr(rows(config)[0], source.form)
     given = source.tensors.get(embedding)
     entries, faults = config.vocab_size, []
@@ -95,6 +102,7 @@ def assemble(
     params, dropped = from_named_tensors(source.tensors, config, source.form, source.path, faults)
     flat = flatten(params)
     flat = {path: array for path, array in flat.items() if head_of(path) not in drop_heads}
+    heads = head_status(nest(flat), source.info.get("heads", {}))
     notes = list(source.notes)
     if entries != config.vocab_size:
         notes.append(f"the vocabulary rows of the weights: {config.vocab_size} -> {entries}")
@@ -105,6 +113,8 @@ def assemble(
             raise UserError(f"{source.path}: a SentencePiece vocabulary cannot be padded")
         notes.append(f"vocabulary lines: {tokenizer.vocab_size} -> {entries}")
         tokenizer = WordPieceTokenizer(tokenizer.vocab_file, tokenizer.lower_case, entries)
+    if tokenizer and len(set(tokenizer.vocabulary)) < len(tokenizer.vocabulary):
+        notes.append("the vocabulary has entries twice; Hugging Face's tokenizer keeps one of each")
     if tokenizer is None:
         notes.append("no vocabulary was found; text cannot be tokenized (--vocab FILE names one)")
     if "masked_lm/bias" not in flat:
@@ -116,7 +126,6 @@ def assemble(
             f"{source.path}: the classifier has {len(params['classifier']['bias'])} classes, "
             f"{source.config_file} names {len(labels)}"
         )
-    heads = head_status(params, source.info.get("heads", {}))
     info = {**source.info, "heads": heads, "labels": labels if "classifier" in params else []}
     return LoadedModel(config, params, tokenizer, info, source.path, dropped, notes)
 
@@ -162,6 +171,7 @@ def describe(
     license: str = "unknown",
     lower_case: bool = True,
     input: Mapping[str, Any] | None = None,
+    architecture: str | None = None,
 ) -> dict[str, Any]:
     """The content of `clue_jax.json`, but for the digests of the files beside it.
 
@@ -176,7 +186,16 @@ def describe(
       license: of the weights, as the Hugging Face hub names licences.
       lower_case: whether text is lower-cased, for a model without a tokenizer.
       input: columns and kind of label of a person's own task.
+      architecture: the transformers class, where the parameters alone do not tell.
+
+    Raises:
+      UserError: if the labels are not as many as the classifier has columns.
     """
+    if "classifier" in params and labels and len(labels) != len(params["classifier"]["bias"]):
+        raise UserError(
+            f"the classifier has {len(params['classifier']['bias'])} classes, but there are "
+            f"{len(labels)} labels"
+        )
     own = {"input": dict(input)} if input else {}
     return own | {
         "format": FORMAT,
@@ -189,5 +208,55 @@ def describe(
         "gelu": {"gelu_tanh": "tanh", "gelu_erf": "erf"}.get(config.hidden_act),
         "source": source,
         "license": license,
+        "architecture": choose_architecture(head_status(params, heads or {}), architecture),
         "versions": {name: metadata.version(name) for name in ("jax", "flax", "safetensors")},
     }
+
+
+_CLASSIFIERS = (
+    "BertForSequenceClassification",
+    "BertForTokenClassification",
+    "BertForMultipleChoice",
+)
+
+
+def choose_architecture(heads: Mapping[str, str], known: str | None) -> str:
+    """The transformers class that has the heads; of several, the one for the end task.
+
+    Args:
+      heads: their states.
+      known: what it was called before; it counts among classes that the heads fit.
+    """
+    if heads["classifier"] != "missing":
+        if heads["pooler"] == "missing":  # the other classes would draw one at random
+            return "BertForTokenClassification"
+        return known if known in _CLASSIFIERS else _CLASSIFIERS[0]
+    if heads["span"] != "missing":
+        return "BertForQuestionAnswering"
+    if heads["masked_lm"] != "missing":
+        return "BertForPreTraining" if heads["next_sentence"] == "trained" else "BertForMaskedLM"
+    return "BertModel"
+
+
+def read_info(path: Path) -> dict[str, Any]:
+    """Reads `clue_jax.json`, every field checked.
+
+    Raises:
+      UserError: if it is of another format, or a field is not of its type.
+    """
+    info = read_object(path)
+    if info.get("format") != FORMAT:
+        raise UserError(f"{path}: not of format {FORMAT}, which this version reads")
+    types = {
+        "heads": dict, "digests": dict, "labels": list, "lower_case": bool, "normalization": str,
+        "license": str, "input": dict, "versions": dict, "architecture": str,
+    }  # fmt: skip
+    for name, kind in types.items():
+        if name in info and not isinstance(info[name], kind):
+            raise UserError(f"{path}: {name} is {info[name]!r}, expected a {kind.__name__}")
+    if not all(isinstance(label, str) for label in info.get("labels", [])):
+        raise UserError(f"{path}: labels must be strings")
+    length = info.get("max_seq_length")
+    if length is not None and (type(length) is not int or length < 1):
+        raise UserError(f"{path}: max_seq_length is {length!r}, expected a whole number")
+    return info

@@ -149,6 +149,8 @@ def hugging_face_names(
             renamed["cls.predictions.decoder.bias"] = bias  # unknown: two different biases
     decoder = renamed.get("cls.predictions.decoder.weight")
     if decoder is None:
+        if not config.tie_word_embeddings and "cls.predictions.bias" in renamed:
+            notes.append("config.json says the output layer is not tied, but holds none: tied")
         return renamed, config.replace(tie_word_embeddings=True), notes
     if words is not None and _same(decoder, words):
         del renamed["cls.predictions.decoder.weight"]

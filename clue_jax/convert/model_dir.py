@@ -13,12 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from clue_jax.config import ModelConfig
-from clue_jax.convert.loaded import FORMAT, INFO_FILE, LoadedModel, Source, assemble, describe
+from clue_jax.convert.loaded import (
+    INFO_FILE,
+    LoadedModel,
+    Source,
+    assemble,
+    describe,
+    read_info,
+)
 from clue_jax.convert.merge import hugging_face_names, to_named_tensors
 from clue_jax.convert.model_card import model_card
 from clue_jax.convert.weights import WEIGHTS, find_weights, read_weights, write_safetensors
 from clue_jax.errors import UserError
-from clue_jax.files import atomic_directory, read_json, sha256, write_json, write_text
+from clue_jax.files import atomic_directory, read_object, sha256, write_json, write_text
 from clue_jax.text import Tokenizer, WordPieceTokenizer, copy_vocabulary, load_tokenizer
 from clue_jax.text.tokenizer_json import write_tokenizer_files
 
@@ -53,14 +60,17 @@ def save(
     tensors = to_named_tensors(params, config, "hf")
     if "cls.predictions.decoder.weight" in tensors:
         tensors["cls.predictions.decoder.bias"] = tensors["cls.predictions.bias"]
+    about.setdefault("architecture", (config.extra.get("architectures") or [None])[0])
     info = describe(params, config, tokenizer, **about)
-    architecture = _architecture(info["heads"], config)
+    architecture = info["architecture"]
     values = config.to_hugging_face() | {"architectures": [architecture]}
     values.pop("torch_dtype", None)
     types = sorted({str(tensor.dtype) for tensor in tensors.values()})
     if len(types) > 1:
         raise UserError(f"{directory}: parameters of types {', '.join(types)}, expected one")
     values["dtype"] = types[0]
+    if tokenizer:
+        values["pad_token_id"] = tokenizer.pad_id
     if "classifier" in params:
         classes = params["classifier"]["bias"].shape[0]
         labels = info["labels"] or [f"LABEL_{i}" for i in range(classes)]
@@ -115,9 +125,15 @@ def read_source(
         raise UserError(f"{directory}: not a model directory (no config.json)")
     if weights is None:
         raise UserError(f"{directory / WEIGHTS}: no such file, nor another kind of weights")
-    config_file = config_file or directory / "config.json"
-    info, notes = _read_info(directory)
-    config = ModelConfig.read(config_file)
+    info, notes = _read_info(directory, weights.name)
+    if config_file is None:
+        config_file = directory / "config.json"
+        config = ModelConfig.from_hugging_face(config_file)
+    else:
+        config = ModelConfig.read(config_file)
+    names = config.extra.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{config_file}: architectures is {names!r}, expected a list of names")
     for key, allowed in _UNSUPPORTED.items():
         if config.extra.get(key) not in allowed:
             raise UserError(f"{config_file}: {key} {config.extra[key]!r} is not supported")
@@ -141,46 +157,37 @@ def read_source(
         config=config,
         config_file=Path(config_file).name,
         tokenizer=load_tokenizer(vocab_file, lower_case) if vocab_file else None,
-        info=info | ({} if info.get("labels") else {"labels": _labels(config)}),
+        info=info | ({} if info.get("labels") else {"labels": _labels(config, notes)}),
         notes=notes + renamed,
     )
 
 
-def _architecture(heads: Mapping[str, str], config: ModelConfig) -> str:
-    """The transformers class that has the heads; of several, the one for the end task."""
-    if heads["classifier"] != "missing":
-        known = ("BertForSequenceClassification", "BertForTokenClassification")
-        before = (config.extra.get("architectures") or [None])[0]
-        return before if before in known else known[0]
-    if heads["span"] != "missing":
-        return "BertForQuestionAnswering"
-    if heads["masked_lm"] != "missing":
-        return "BertForPreTraining" if heads["next_sentence"] == "trained" else "BertForMaskedLM"
-    return "BertModel"
-
-
-def _labels(config: ModelConfig) -> list[str]:
+def _labels(config: ModelConfig, notes: list[str]) -> list[str]:
+    """The labels that a config.json names, in order; what cannot be kept is noted."""
     names = config.extra.get("id2label")
-    if not isinstance(names, dict):
+    if not isinstance(names, dict) or not names:
         return []
-    try:
-        return [str(names[key]) for key in sorted(names, key=int)]
-    except ValueError:
+    if sorted(names) != sorted(str(i) for i in range(len(names))):
+        notes.append(f"id2label in config.json does not count from 0: {names}; it was left out")
         return []
+    labels = [str(names[str(i)]) for i in range(len(names))]
+    if len(set(labels)) < len(labels):
+        notes.append("id2label in config.json names a label twice")
+    return labels
 
 
-def _read_info(directory: Path) -> tuple[dict[str, Any], list[str]]:
+def _read_info(directory: Path, weights: str) -> tuple[dict[str, Any], list[str]]:
     path = directory / INFO_FILE
-    if not path.exists():  # a foreign directory: what can be inferred
+    info = read_info(path) if path.exists() else {}
+    if weights not in info.get("digests", {}):
+        # A foreign directory, or other weights than those it speaks of: what can be inferred.
         tokenizer_config = directory / "tokenizer_config.json"
-        known = read_json(tokenizer_config) if tokenizer_config.exists() else {}
+        known = read_object(tokenizer_config) if tokenizer_config.exists() else {}
         lower_case = known.get("do_lower_case", True) is not False
-        return {"lower_case": lower_case}, [f"no {INFO_FILE}: what it would say was inferred"]
-    info = read_json(path)
-    if not isinstance(info, dict) or info.get("format") != FORMAT:
-        raise UserError(f"{path}: not of format {FORMAT}, which this version reads")
+        why = f"{INFO_FILE} is not about {weights}" if path.exists() else f"no {INFO_FILE}"
+        return {"lower_case": lower_case}, [f"{why}: what it would say was inferred"]
     notes = []
-    for name, digest in info.get("digests", {}).items():
+    for name, digest in info["digests"].items():
         file = directory / name
         if name in (WEIGHTS, "vocab.txt", "tokenizer.model"):
             if file.exists() and sha256(file) != digest:

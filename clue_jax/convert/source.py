@@ -15,7 +15,7 @@ import numpy as np
 
 from clue_jax.config import ModelConfig
 from clue_jax.convert import model_dir, tf_bert
-from clue_jax.convert.loaded import LoadedModel, Source, assemble
+from clue_jax.convert.loaded import INFO_FILE, LoadedModel, Source, assemble, read_info
 from clue_jax.convert.merge import to_named_tensors
 from clue_jax.convert.weights import find_weights
 from clue_jax.errors import UserError
@@ -24,7 +24,7 @@ from clue_jax.files import read_text
 from clue_jax.text import load_tokenizer
 
 Form = Literal["tf", "model", "checkpoint"]
-_TF_FILE = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")
+_TF_FILE = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5}(\.tempstate\d+)?)$")
 _MODEL_FILE = re.compile(r"\.(safetensors|bin|pt|pth)$|\.(safetensors|bin)\.index\.json$")
 
 
@@ -72,16 +72,23 @@ def open_source(
     lower_case: bool,
 ) -> Iterator[Source]:
     """Reads the tensors of a path; a zip is unpacked for as long as the block lasts."""
+    if not str(path):
+        raise UserError("the path is empty")
     path = Path(path)
-    if path.suffix == ".zip" and path.is_file():
-        with tempfile.TemporaryDirectory(prefix="clue_jax_") as folder:
-            unpack(path, Path(folder) / "unpacked")
-            inner = Path(folder) / "unpacked"
-            source = _read(inner, form, config, vocab, lower_case, shown=path)
-            shown = source.path.replace(str(inner), str(path))
-            yield replace(source, path=shown)
+    archives = [p for p in (path, *path.parents) if p.suffix.lower() == ".zip" and p.is_file()]
+    if not archives:
+        yield _read(path, form, config, vocab, lower_case, shown=path)
         return
-    yield _read(path, form, config, vocab, lower_case, shown=path)
+    archive = archives[0]  # the path may go on within it
+    with tempfile.TemporaryDirectory(prefix="clue_jax_") as folder:
+        unpacked = Path(folder) / "unpacked"
+        unpack(archive, unpacked)
+        inner = unpacked / path.relative_to(archive)
+        try:
+            source = _read(inner, form, config, vocab, lower_case, shown=path)
+        except UserError as error:
+            raise UserError(str(error).replace(str(unpacked), str(archive))) from error
+        yield replace(source, path=source.path.replace(str(unpacked), str(archive)))
 
 
 def _read(
@@ -111,8 +118,9 @@ def _read(
     return _read_run(place, config, vocab, lower_case)
 
 
-def find(path: Path) -> list[tuple[Form, Path]]:
-    """The models a path holds: (form, place), the place as its reader wants it."""
+def find(path: Path, deeper: bool = True) -> list[tuple[Form, Path]]:
+    """The models a path holds, or else the folders in it: (form, place), the place as its reader
+    wants it."""
     if path.is_file():
         if _TF_FILE.search(path.name):
             return [("tf", Path(_TF_FILE.sub("", str(path))))]
@@ -134,8 +142,8 @@ def find(path: Path) -> list[tuple[Form, Path]]:
     if here:
         return here
     # A zip usually holds one folder with everything in it.
-    inner = [child for child in sorted(path.iterdir()) if child.is_dir()]
-    return [found for child in inner for found in find(child)]
+    inner = [p for p in sorted(path.iterdir()) if p.is_dir() and not p.is_symlink()]
+    return [found for child in inner for found in find(child, deeper=False)] if deeper else []
 
 
 def _is_step(path: Path) -> bool:
@@ -170,7 +178,7 @@ def _read_run(
     """A training checkpoint: the newest of a run, or the one named."""
     from clue_jax.checkpoint import load_params  # brings jax and orbax, which nothing else needs
 
-    step = int(path.name) if path.name.isdigit() else None
+    step = int(path.name) if _is_step(path) else None
     folder = path.parent if step is not None else path
     checkpoints = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
     run = checkpoints.parent
@@ -180,6 +188,8 @@ def _read_run(
     config = ModelConfig.read(config_file)
     beside = run / "vocab.txt"
     vocab_file = vocab_file or (beside if beside.exists() else None)
+    info = read_info(run / INFO_FILE) if (run / INFO_FILE).exists() else {}
+    lower_case = lower_case and info.get("lower_case", True)
     params, step = load_params(checkpoints, step)
     return Source(
         path=str(checkpoints / str(step)),
@@ -188,6 +198,6 @@ def _read_run(
         config=config,
         config_file=str(config_file),
         tokenizer=load_tokenizer(vocab_file, lower_case) if vocab_file else None,
-        info={},
+        info=info,
         notes=[f"training checkpoint of step {step}"],
     )

@@ -8,6 +8,7 @@ from typing import Literal
 
 from clue_jax.convert import model_dir, tf_bert
 from clue_jax.convert.loaded import INFO_FILE, LoadedModel, describe
+from clue_jax.convert.weights import WEIGHTS
 from clue_jax.errors import UserError
 
 TargetForm = Literal["model", "tf"]
@@ -20,7 +21,14 @@ _ABOUT = (
     "license",
     "lower_case",
     "input",
+    "architecture",
 )
+# All that either form writes.
+_OWN_FILES = frozenset({
+    INFO_FILE, WEIGHTS, "README.md", "config.json", "vocab.txt", "tokenizer.model",
+    "tokenizer.json", "tokenizer_config.json", "bert_config.json", "checkpoint",
+    f"{tf_bert.PREFIX}.index", f"{tf_bert.PREFIX}.data-00000-of-00001",
+})  # fmt: skip
 
 
 def write(loaded: LoadedModel, path: str | os.PathLike, form: TargetForm) -> None:
@@ -69,5 +77,6 @@ def check_target(
         return
     if not overwrite:
         raise UserError(f"{path}: exists and is not empty; --overwrite replaces a converted model")
-    if not (target / INFO_FILE).is_file() or any(child.is_dir() for child in target.iterdir()):
+    foreign = [p.name for p in target.iterdir() if p.name not in _OWN_FILES or p.is_dir()]
+    if foreign or not (target / INFO_FILE).is_file():
         raise UserError(f"{path}: holds something else than a converted model; remove it yourself")

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from clue_jax.config import ModelConfig
-from clue_jax.convert.loaded import INFO_FILE, Source
+from clue_jax.convert.loaded import INFO_FILE, Source, read_info
 from clue_jax.convert.merge import from_named_tensors, to_named_tensors
 from clue_jax.convert.tf_bundle import read_bundle, write_bundle
 from clue_jax.data.tf import tensorflow
 from clue_jax.errors import UserError
-from clue_jax.files import atomic_directory, read_json, write_json, write_text
+from clue_jax.files import atomic_directory, write_json, write_text
 from clue_jax.text import Tokenizer, copy_vocabulary, load_tokenizer
 
 PREFIX = "bert_model.ckpt"
@@ -61,7 +61,7 @@ def read_source(
             raise UserError(f"{prefix}: expected a {CONFIG} beside it, {found}; --config names it")
         config_file = candidates[0]
     info_file = folder / INFO_FILE
-    info = read_json(info_file) if info_file.exists() else {}
+    info = read_info(info_file) if info_file.exists() else {}
     beside = folder / "vocab.txt"
     vocab_file = vocab_file or (beside if beside.exists() else None)
     lower_case = lower_case and info.get("lower_case", True)

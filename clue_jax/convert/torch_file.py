@@ -82,8 +82,8 @@ class _StorageType(_StandIn):
 class _OrderedDict(_StandIn):
     __slots__ = ()
 
-    def __call__(self, *items: Any) -> OrderedDict:
-        return OrderedDict(*items)
+    def __call__(self) -> OrderedDict:
+        return OrderedDict()
 
 
 class _RebuildTensor(_StandIn):
@@ -211,20 +211,52 @@ def _read_legacy(file: io.BufferedReader, data: np.ndarray) -> dict[str, np.ndar
 def _unpickle(file: io.BufferedIOBase) -> Any:
     """Runs one pickle, after its operations were read and found harmless; stops behind it."""
     start = file.tell()
-    highest = count = 0
-    for operation, argument, _ in pickletools.genops(file):
-        count += 1
-        if operation.name not in _OPERATIONS or count > _MOST_OPERATIONS:
-            raise pickle.UnpicklingError(f"it uses the operation {operation.name}")
-        if "PUT" in operation.name:
-            highest = max(highest, argument)
-    if highest > count:  # the memo is an array: a high index alone would fill the memory
-        raise pickle.UnpicklingError(f"memo index {highest} in {count} operations")
+    _check_operations(file)
     end = file.tell()
     file.seek(start)
     content = _Unpickler(io.BytesIO(file.read(end - start))).load()
     file.seek(end)
     return content
+
+
+# How many items an operation takes off the stack for the one it leaves.
+_TAKES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "REDUCE": 2, "BUILD": 2, "APPEND": 2,
+          "BINPERSID": 1}  # fmt: skip
+
+
+def _check_operations(file: io.BufferedIOBase) -> None:
+    """Reads the operations of a pickle without running them, and refuses what could do harm.
+
+    The stack is followed as far as it matters: whether an item is a plain string. Only strings may
+    be keys, for to hash nested tuples can take for ever, or the whole of the C stack.
+    """
+    is_string: list[bool] = []  # of each item on the stack
+    marks: list[int] = []
+    memo: dict[int, bool] = {}
+    for count, (operation, argument, _) in enumerate(pickletools.genops(file), 1):
+        name = operation.name
+        if name not in _OPERATIONS or count > _MOST_OPERATIONS:
+            raise pickle.UnpicklingError(f"it uses the operation {name}")
+        if name in ("BINPUT", "LONG_BINPUT"):
+            if argument > count:  # the memo is an array: a high index would fill the memory
+                raise pickle.UnpicklingError(f"memo index {argument} after {count} operations")
+            memo[argument] = is_string[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            is_string.append(memo[argument])
+        elif name == "MARK":
+            marks.append(len(is_string))
+        elif name in ("TUPLE", "APPENDS", "SETITEMS", "SETITEM"):
+            start = len(is_string) - 2 if name == "SETITEM" else marks.pop()
+            if name.startswith("SETITEM") and not all(is_string[start::2]):
+                raise pickle.UnpicklingError("it has keys that are no strings")
+            del is_string[start:]
+            if name == "TUPLE":
+                is_string.append(False)
+        elif name in _TAKES:
+            del is_string[-_TAKES[name] :]
+            is_string.append(False)
+        elif name not in ("PROTO", "STOP"):
+            is_string.append(name == "BINUNICODE")
 
 
 def _named(content: Any) -> dict[str, _Tensor]:

@@ -14,6 +14,9 @@ _BY_ENTRY = {
 }
 
 
+_MOST_ENTRIES = 1_000_000
+
+
 def agreement(
     rows: int, config_size: int, lines: int | None, config_name: str, crop: bool, pad: int | None
 ) -> tuple[int, list[str]]:
@@ -42,6 +45,8 @@ def agreement(
     if crop:
         return (lines, []) if lines <= rows else (rows, [f"--crop-vocab cannot add rows: {counts}"])
     if pad is not None:
+        if pad > _MOST_ENTRIES:
+            return rows, [f"--pad-vocab {pad} is more than {_MOST_ENTRIES}"]
         if pad < max(known):
             return rows, [f"--pad-vocab {pad} is too small: {counts}"]
         return pad, []

@@ -1,0 +1,197 @@
+"""A model on many tasks: trains each, writes a report, and packs the submission."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from clue_jax.errors import UserError, run_command
+from clue_jax.files import atomic_file, write_json, write_text
+from clue_jax.sharding import make_mesh
+from finetune import run, submission
+from finetune.data import read_split
+from finetune.tasks import TASKS
+
+# The classification tasks of each version, in the order of its table.
+CLUE = {
+    "1.0": ("afqmc", "tnews", "iflytek", "cmnli", "cluewsc2020", "csl"),
+    "1.1": ("afqmc", "tnews", "iflytek", "ocnli", "cluewsc2020", "csl"),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Fine-tunes a model on CLUE's tasks, each into OUTPUT/TASK.
+
+    Ends with OUTPUT/report.md, report.json, curves.png and submission.zip. Started again with the
+    same command, it goes on where it was cut. Options left out are those of each task's recipe.
+    """
+
+    model: str
+    """Published name, model directory, TF-BERT checkpoint or zip."""
+    output: str
+    """Folder for everything."""
+    tasks: str = "all"
+    """all, or names with commas between them."""
+    data_root: str = "data"
+    """Folder with the official zips, or a folder for each task."""
+    version: Literal["1.0", "1.1"] = "1.1"
+    """Of the benchmark."""
+    recipe: Literal["default", "original"] = "default"
+    """original: the original's scripts."""
+    epochs: float | None = None
+    """Passes over each training set."""
+    batch_size: int | None = None
+    """B."""
+    learning_rate: float | None = None
+    """The largest."""
+    seq_len: int | None = None
+    """T."""
+    eval_every: int | None = None
+    """Steps between evaluations; 0 evaluates after each epoch."""
+    seed: int = 0
+    """Of everything random."""
+    limit: int | None = None
+    """Use the first so many examples of each file only; the zip says so."""
+    mesh: str | None = None
+    """Devices by axis, such as data=8 (default: all on data)."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Of the computation (default: float32 on CPU, bfloat16 elsewhere)."""
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Runs the command line; prints and returns the report."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    settings = tyro.cli(Settings, args=argv)
+    started = time.monotonic()
+    output = Path(settings.output)
+    names = _names(settings)
+    _look_ahead(settings, names)
+    results = {}
+    for number, name in enumerate(names, 1):
+        print(f"== {number}/{len(names)} {name}", flush=True)
+        shared = {
+            field.name: getattr(settings, field.name)
+            for field in dataclasses.fields(Settings)
+            if field.name not in ("output", "tasks", "data_root")
+        }
+        results[name] = run.run(
+            run.Settings(
+                task=name, data_dir=settings.data_root, output=str(output / name), **shared
+            )
+        )
+    report = _report(settings, results)
+    files = [r["prediction"] for r in results.values() if r.get("prediction")]
+    if any(TASKS[name].submission.get(settings.version) for name in names) and files:
+        packed = submission.build(
+            submission.Build(
+                str(output), str(output / "submission.zip"), settings.version, settings.limit
+            )
+        )
+        report["submission"] = packed["output"]
+    write_json(output / "report.json", report)
+    write_text(output / "report.md", _markdown(report))
+    _draw(results, output / "curves.png")
+    seconds = round(time.monotonic() - started, 1)
+    scores = {name: task["best_value"] for name, task in report["tasks"].items()}
+    summary = {"average": report["average"], "scores": scores, "seconds": seconds}
+    summary |= {"report": str(output / "report.md"), "submission": report.get("submission")}
+    print(json.dumps(summary))
+    return report
+
+
+def _names(settings: Settings) -> list[str]:
+    if settings.tasks == "all":
+        return list(CLUE[settings.version])
+    names = [name.strip() for name in settings.tasks.split(",") if name.strip()]
+    unknown = [name for name in names if name not in TASKS or not TASKS[name].train]
+    if unknown or not names:
+        known = ", ".join(name for name, task in TASKS.items() if task.train)
+        raise UserError(f"--tasks {settings.tasks!r}: known are {known}")
+    return names
+
+
+def _look_ahead(settings: Settings, names: list[str]) -> None:
+    """Reads the dev set of every task, so that a missing file is not found hours later."""
+    make_mesh(settings.mesh)
+    for name in names:
+        read_split(TASKS[name], settings.data_root, "dev", settings.version)
+
+
+def _report(settings: Settings, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What was reached. Without times of day, so that a run that was cut reports the same."""
+    tasks = {}
+    for name, result in results.items():
+        chosen = result["dev"][[d["step"] for d in result["dev"]].index(result["best_step"])]
+        tasks[name] = {
+            "metric": result["metric"],
+            "best_value": result["best_value"],
+            "majority": chosen.get("majority"),
+            "best_step": result["best_step"],
+            "steps": result["steps"],
+            "train_examples": result["train_examples"],
+            "seconds": result["seconds"],
+            "dev": result["dev"],
+        }
+    values = [task["best_value"] for task in tasks.values()]
+    return {
+        "model": settings.model,
+        "version": settings.version,
+        "seed": settings.seed,
+        "limit": settings.limit,
+        "tasks": tasks,
+        "average": sum(values) / len(values),
+    }
+
+
+def _markdown(report: dict[str, Any]) -> str:
+    lines = [
+        f"# CLUE {report['version']}: {report['model']}",
+        "",
+        f"Best checkpoint on dev, seed {report['seed']}."
+        + (f" **The first {report['limit']} examples of each file only.**" * bool(report["limit"])),
+        "",
+        "| task | metric | dev | always the commonest | best step | examples | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, task in report["tasks"].items():
+        floor = "" if task["majority"] is None else f"{100 * task['majority']:.2f}"
+        lines.append(
+            f"| {name} | {task['metric']} | {100 * task['best_value']:.2f} | {floor} | "
+            f"{task['best_step']} of {task['steps']} | {task['train_examples']:,} | "
+            f"{task['seconds']} |"
+        )
+    lines += [f"| **average** | | {100 * report['average']:.2f} | | | | |", ""]
+    lines += ["![Score on dev by step](curves.png)", ""]
+    return "\n".join(lines)
+
+
+def _draw(results: dict[str, dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    for name, result in results.items():
+        steps = [entry["step"] / result["steps"] for entry in result["dev"]]
+        axis.plot(
+            steps, [entry[result["metric"]] for entry in result["dev"]], marker="o", label=name
+        )
+    axis.set(xlabel="share of the training", ylabel="score on dev")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    run_command(main)

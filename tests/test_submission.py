@@ -1,0 +1,141 @@
+"""Submissions: the recorded valid files pass, the invalid ones are refused for their reason."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from clue_jax.errors import UserError
+from finetune import submission
+from finetune.tasks import TASKS
+
+
+@pytest.fixture(scope="module")
+def test_sets(shared, tmp_path_factory) -> dict[str, Path]:
+    """The recorded three-row test files, each in its task's folder, by version."""
+    inputs = shared / "fixtures/submissions/test_inputs"
+    roots = {}
+    for version, digits in (("1.0", "10"), ("1.1", "11")):
+        roots[version] = tmp_path_factory.mktemp("data") / version
+        for name, task in TASKS.items():
+            stem = {"tnews": f"tnews{digits}", "cluewsc2020": f"cluewsc{digits}"}.get(name, name)
+            source = inputs / f"{stem}.json"
+            if source.exists() and version in task.test:
+                target = roots[version] / name / task.test[version]
+                target.parent.mkdir(parents=True)
+                shutil.copy(source, target)
+    return roots
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_recorded_valid_files_pass(shared, test_sets, tmp_path, version):
+    folder = shared / "fixtures/submissions/valid" / version
+    options = ["--version", version, "--data-root", str(test_sets[version])]
+    result = submission.main(["check", str(folder), *options, "--complete"])
+    assert result["faults"] == [] and len(result["files"]) == 10
+    archive = tmp_path / "submit.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in folder.iterdir():
+            file.write(path, path.name)
+    assert submission.main(["check", str(archive), *options])["faults"] == []
+
+
+REASONS = {
+    "00": "2 rows, the test set has 3",
+    "01": "label '0' is not one of 100, 101, 102, 103, 104, .. (the code of the class, not its num",
+    "02": "no file of CLUE 1.0 has this name, and it would score 0; it must be tnews10_pred",
+    "03": "label '休闲益智' is not one of 0, 1, 2",
+    "04": "label '0' is not one of contradiction, entailment, neutral",
+    "05": "line 1: label '-' is not one of contradiction",
+    "06": "would score 0; it must be ocnli_50k_predict.json",
+    "07": "line 1: label false is no string; expected one of true, false",
+    "08": "would score 0; it must be cluewsc11_predict.json",
+    "09": "line 1: id 2625, the test file has 2415 there; rows are scored by their order",
+    "10": "is not one JSON object; expected one for the whole file",
+    "11": "key 'idiom600168'; expected one like #idiom600168#",
+    "12": "a list; expected one object a line",
+}
+
+
+@pytest.mark.parametrize("number", REASONS)
+def test_recorded_invalid_files_are_refused_for_their_reason(
+    shared, test_sets, number, capsys, tmp_path
+):
+    folder = shared / "fixtures/submissions"
+    lines = (folder / "invalid.jsonl").read_text(encoding="utf-8").splitlines()
+    (entry,) = [e for e in map(json.loads, lines) if e["path"].startswith(number)]
+    path = folder / "invalid" / entry["path"]
+    options = ["--version", entry["version"], "--data-root", str(test_sets[entry["version"]])]
+    archive = tmp_path / "submit.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(path, path.name)
+    for place in (path, archive):
+        with pytest.raises(UserError) as error:
+            submission.main(["check", str(place), *options])
+        assert REASONS[number] in str(error.value)
+        assert path.name in str(error.value)
+        assert json.loads(capsys.readouterr().out)["faults"]
+
+
+def predictions(folder: Path, rows: int = 3861) -> Path:
+    path = folder / "afqmc" / "afqmc_predict.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(json.dumps({"id": i, "label": "0"}) + "\n" for i in range(rows)))
+    return path
+
+
+def test_a_built_zip_passes_and_is_flat(tmp_path):
+    predictions(tmp_path / "out")
+    for name in ("a.zip", "b.zip"):
+        submission.main(["build", str(tmp_path / "out"), "--output", str(tmp_path / name)])
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+    assert zipfile.ZipFile(tmp_path / "a.zip").namelist() == ["afqmc_predict.json"]
+    assert submission.main(["check", str(tmp_path / "a.zip")])["faults"] == []
+    with pytest.raises(UserError, match="tnews11_predict.json: is missing"):
+        submission.main(["check", str(tmp_path / "a.zip"), "--complete"])
+
+
+def test_a_limited_zip_says_so(tmp_path):
+    predictions(tmp_path / "out", 10)
+    out = ["build", str(tmp_path / "out"), "--output", str(tmp_path / "a.zip")]
+    with pytest.raises(UserError, match="10 rows, the test set has 3861"):
+        submission.main(out)
+    assert not (tmp_path / "a.zip").exists()
+    submission.main([*out, "--limit", "10"])
+    assert submission.main(["check", str(tmp_path / "a.zip")])["faults"] == []
+    with pytest.raises(UserError, match="faults"):
+        submission.main(["check", str(tmp_path / "a.zip"), "--complete"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "line 1: not JSON"),
+        (b'{"id": 0}\n', "line 1: no label"),
+        (b'{"id": 0, "label": "0"}\n\n{"id": 1, "label": "0"}', "line 2: not JSON"),
+    ],
+)
+def test_other_faults(tmp_path, content, message):
+    path = tmp_path / "afqmc_predict.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        submission.main(["check", str(path)])
+
+
+def test_what_is_no_submission(tmp_path):
+    (tmp_path / "a.zip").write_bytes(b"x")
+    with pytest.raises(UserError, match="not a zip file"):
+        submission.main(["check", str(tmp_path / "a.zip")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no prediction file"):
+        submission.main(["check", str(tmp_path / "empty")])
+    with pytest.raises(UserError, match="holds no prediction file of CLUE 1.1"):
+        submission.main(["build", str(tmp_path / "empty"), "--output", str(tmp_path / "b.zip")])
+    with zipfile.ZipFile(tmp_path / "deep.zip", "w") as file:
+        file.writestr("out/afqmc_predict.json", "{}")
+    with pytest.raises(UserError, match="must lie flat"):
+        submission.main(["check", str(tmp_path / "deep.zip")])

@@ -606,25 +606,25 @@ def test_zips_are_read_directly(micro_model, tmp_path, tokenizer):
     assert loaded.tokenizer.vocabulary == tokenizer.vocabulary
 
 
-def test_an_unfinished_run_converts(shards, micro_model, tmp_path):
-    run.main(arguments(shards, tmp_path / "run", micro_model, steps=4, save_every=2))
+def test_an_unfinished_run_converts(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
     final = source.load(tmp_path / "run" / "model").params
     for place, form in (
         ("run", "checkpoint"),
         ("run/checkpoints", None),
-        ("run/checkpoints/4", None),
+        ("run/checkpoints/6", None),
     ):
         out = tmp_path / place.replace("/", "_")
         options = ["--from", form] if form else []
         result = convert.main([str(tmp_path / place), f"{out}_m", "--to", "model", *options])
-        assert result["notes"][0] == "training checkpoint of step 4"
+        assert result["notes"][0] == "training checkpoint of step 6"
         assert equal(source.load(f"{out}_m").params, final)
     result = convert.main(
         [str(tmp_path / "run/checkpoints/2"), str(tmp_path / "two"), "--to", "tf"]
     )
     assert not equal(source.load(tmp_path / "two").params, final)
-    shutil.rmtree(tmp_path / "run/checkpoints/4/params")
-    with pytest.raises(UserError, match="checkpoints/4"):
+    shutil.rmtree(tmp_path / "run/checkpoints/6/params")
+    with pytest.raises(UserError, match="checkpoints/6"):
         convert.main(
             [str(tmp_path / "run"), str(tmp_path / "x"), "--to", "tf", "--from", "checkpoint"]
         )
@@ -635,7 +635,9 @@ def test_training_starts_from_any_form(shards, micro_model, tmp_path):
     convert.main([str(micro_model), str(tmp_path / "tf"), "--to", "tf"])
     shutil.make_archive(str(tmp_path / "tf"), "zip", tmp_path / "tf")
     losses = {
-        run.main(arguments(shards, tmp_path / f"run{i}", init, steps=2))["masked_lm_loss"]
+        run.main(arguments(shards, tmp_path / f"run{i}", init, steps=2, mesh="data=1"))[
+            "masked_lm_loss"
+        ]
         for i, init in enumerate((micro_model, tmp_path / "tf", tmp_path / "tf.zip"))
     }
     assert len(losses) == 1
@@ -645,7 +647,7 @@ def test_training_starts_from_an_encoder_alone(shards, micro_model, tmp_path):
     loaded = source.load(micro_model)
     bert = {name: loaded.params["bert"][name] for name in ("embeddings", "encoder")}
     written(tmp_path / "e", loaded.config, {"bert": bert}, loaded.tokenizer)
-    run.main(arguments(shards, tmp_path / "run", tmp_path / "e", steps=2))
+    run.main(arguments(shards, tmp_path / "run", tmp_path / "e", steps=2, mesh="data=1"))
     heads = source.load(tmp_path / "run" / "model").info["heads"]
     assert heads["masked_lm"] == "trained"
     assert heads["pooler"] == heads["next_sentence"] == "fresh"

@@ -1,0 +1,112 @@
+"""finetune.clue: several tasks, a report and a submission, whole or cut and started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from clue_jax.errors import UserError
+from finetune import clue, submission
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Small files of two tasks: one in a folder, one in its official zip."""
+    root = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+
+    def lines(task: str, split: str, count: int) -> str:
+        out = []
+        for i in range(count):
+            which = int(random.integers(2))
+            text = "清灯"[which] + "来" * int(random.integers(1, 20))
+            record = (
+                {"sentence1": text, "sentence2": "亮"} if task == "afqmc" else {"sentence": text}
+            )
+            label = str(which) if task == "afqmc" else ("100", "116")[which]
+            record |= {"id": i} if split == "test" else {"label": label}
+            out.append(json.dumps(record, ensure_ascii=False) + "\n")
+        return "".join(out)
+
+    sizes = {"train": 48, "dev": 16, "test": 40}
+    (root / "afqmc").mkdir()
+    with zipfile.ZipFile(root / "tnews_public.zip", "w") as archive:
+        for split, count in sizes.items():
+            (root / "afqmc" / f"{split}.json").write_text(lines("afqmc", split, count), "utf-8")
+            archive.writestr(f"tnews_public/{split}.json", lines("tnews", split, count))
+    return root
+
+
+def options(data: Path, model: Path, output: Path) -> list[str]:
+    return [
+        "--model", str(model), "--data-root", str(data), "--output", str(output),
+        "--tasks", "afqmc,tnews", "--limit", "40", "--epochs", "2", "--batch-size", "8",
+        "--learning-rate", "3e-3", "--seq-len", "32", "--eval-every", "2", "--mesh", "data=1",
+    ]  # fmt: skip
+
+
+def without_times(report: dict) -> dict:
+    for task in report["tasks"].values():
+        task.pop("seconds")
+    report.pop("submission")
+    return report
+
+
+def test_a_cut_run_ends_with_the_same_report(data, micro_model, tmp_path, capsys):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    clue.main(options(data, micro_model, whole))
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    command = [sys.executable, "-m", "finetune.clue", *options(data, micro_model, cut)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=os.environ
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (cut / "tnews" / "checkpoints" / "2").is_dir():  # within the second task
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.005)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    assert (cut / "afqmc" / "result.json").exists() and not (cut / "report.json").exists()
+    clue.main(options(data, micro_model, cut))
+    reports = [json.loads((folder / "report.json").read_text()) for folder in (whole, cut)]
+    assert without_times(reports[0]) == without_times(reports[1])
+    assert (whole / "submission.zip").read_bytes() == (cut / "submission.zip").read_bytes()
+
+    report = reports[0]
+    values = [report["tasks"][name]["best_value"] for name in ("afqmc", "tnews")]
+    assert report["average"] == sum(values) / 2 == summary["average"]
+    assert (whole / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    text = (whole / "report.md").read_text(encoding="utf-8")
+    assert f"| tnews | accuracy | {100 * values[1]:.2f} |" in text and "first 40 examples" in text
+    with zipfile.ZipFile(whole / "submission.zip") as archive:
+        assert archive.namelist() == ["afqmc_predict.json", "tnews11_predict.json"]
+        row = json.loads(archive.read("tnews11_predict.json").splitlines()[0])
+        assert row["label"] in ("100", "116") and row["label_desc"] == ""
+    checked = ["check", str(whole / "submission.zip"), "--data-root", str(data)]
+    assert submission.main(checked)["faults"] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--tasks", "afqmc,nothing"], "--tasks 'afqmc,nothing': known are afqmc, "),
+        (["--tasks", "diagnostics"], "known are"),
+        (["--tasks", "afqmc,csl"], "holds no dev.json of csl, nor csl_public.zip"),
+    ],
+)
+def test_faults_are_found_before_anything_is_trained(data, micro_model, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        clue.main([*options(data, micro_model, tmp_path / "out"), *changes])
+    assert not (tmp_path / "out").exists()

@@ -160,6 +160,11 @@ def is_url(address: str) -> bool:
     return re.match(r"https?://", address) is not None
 
 
+def join(place: str, name: str) -> str:
+    """A file of a folder or URL."""
+    return f"{place.rstrip('/')}/{name}" if is_url(place) else str(Path(place) / name)
+
+
 def _quoted(url: str) -> str:
     """A URL as it is sent: characters beyond ASCII in its path are encoded.
 

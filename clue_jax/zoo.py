@@ -17,7 +17,7 @@ from clue_jax.convert import source
 from clue_jax.convert.loaded import LoadedModel
 from clue_jax.convert.weights import CANDIDATES
 from clue_jax.errors import UserError
-from clue_jax.fetch import NotThere, cache_directory, fetch, is_url, unpack
+from clue_jax.fetch import NotThere, cache_directory, fetch, join, unpack
 from clue_jax.files import read_object, write_json
 
 Origin = Literal["tf", "hf"]
@@ -202,7 +202,7 @@ def _check_cached(folder: Path, record: dict[str, Any]) -> None:
 def _fetch_tf(
     model: ZooModel, folder: Path, mirror: str | None, record: dict[str, Any]
 ) -> list[str]:
-    address = _join(mirror, f"{model.name}.zip") if mirror else model.tf_address
+    address = join(mirror, f"{model.name}.zip") if mirror else model.tf_address
     # Beside the folder, so that a cut download is found again by the same command.
     archive = folder.parent / f".{folder.name}.zip"
     fetched = fetch(address, archive, key=model.tf_address)
@@ -217,7 +217,7 @@ def _fetch_hf(
 ) -> list[str]:
     hub = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
     base = f"{hub}/{model.hf_id}/resolve/main"
-    places = [base] if mirror is None else [_join(mirror, model.hf_id), mirror]
+    places = [base] if mirror is None else [join(mirror, model.hf_id), mirror]
     aside = folder.parent / f".{folder.name}.files"  # a cut download is found again here
     weights = [name for name in CANDIDATES if not name.endswith(".json")]
 
@@ -226,10 +226,10 @@ def _fetch_hf(
             for name in names:
                 try:
                     key = f"https://huggingface.co/{model.hf_id}/{name}"
-                    fetched = fetch(_join(place, name), aside / name, key=key)
+                    fetched = fetch(join(place, name), aside / name, key=key)
                 except NotThere:
                     continue
-                entry = {"address": _join(place, name), "size": fetched.size}
+                entry = {"address": join(place, name), "size": fetched.size}
                 record["fetched"].append(entry | {"sha256": fetched.sha256})
                 return name
         return None
@@ -245,7 +245,3 @@ def _fetch_hf(
         (aside / name).replace(folder / name)
     shutil.rmtree(aside)  # a cut download of another kind of weights may be left in it
     return files
-
-
-def _join(place: str, name: str) -> str:
-    return f"{place.rstrip('/')}/{name}" if is_url(place) else str(Path(place) / name)

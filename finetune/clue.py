@@ -40,8 +40,9 @@ class Settings:
     """Folder for everything."""
     tasks: str = "all"
     """all, or names with commas between them."""
-    data_root: str = "data"
-    """Folder with the official zips, or a folder for each task."""
+    data_root: str | None = None
+    """Folder with the official zips, or a folder for each task (default: the official zips,
+    downloaded to the cache)."""
     version: Literal["1.0", "1.1"] = "1.1"
     """Of the benchmark."""
     recipe: Literal["default", "original"] = "default"

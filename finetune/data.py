@@ -8,27 +8,37 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from clue_jax.data.batches import Batch
 from clue_jax.errors import UserError
 from clue_jax.features.sequences import build_row, pad_rows
+from clue_jax.fetch import cache_directory, fetch, join
+from clue_jax.files import sha256
 from clue_jax.text import Tokenizer
 from finetune.task import Example, Task, read_examples
 
+# CLUE's own; `NAME_public.zip` lies there for each of its tasks.
+ADDRESS = "https://storage.googleapis.com/cluebenchmark/tasks"
 SHORTEST = 32  # the smallest bucket, in slots
 _WINDOW = 50  # batches whose rows are sorted by length together
 
 
 def read_split(
-    task: Task, place: str | os.PathLike, split: str, version: str = "1.1", limit: int | None = None
+    task: Task,
+    place: str | os.PathLike | None,
+    split: str,
+    version: str = "1.1",
+    limit: int | None = None,
 ) -> list[Example] | None:
     """The examples of a split; None if there is no such file and it is not needed.
 
     Args:
       task: names its files.
-      place: the folder of the files, a folder that holds it or the official zip, or that zip.
+      place: the folder of the files, a folder that holds it or the official zip, or that zip; None
+        for the official zip in the cache, downloaded if need be.
       split: "train", "dev" or "test".
       version: of the benchmark, which chooses the test file.
       limit: the first so many only.
@@ -37,7 +47,8 @@ def read_split(
       UserError: if a file for training is missing, or a file is not as it should be.
     """
     name = {"train": task.train, "dev": task.dev}.get(split, task.test.get(version))
-    found = _read(task, Path(place), name) if name else None
+    place = download(task)[0] if place is None else Path(place)
+    found = _read(task, place, name) if name else None
     if found is None:
         if split == "test":
             return None
@@ -45,6 +56,33 @@ def read_split(
     data, source = found
     examples = read_examples(task, data, source, labelled=split != "test")
     return examples[: limit * task.group] if limit else examples
+
+
+def download(
+    task: Task, folder: str | os.PathLike | None = None, mirror: str | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """Brings the official zip of a task to this machine, unless it is there.
+
+    Args:
+      task: of CLUE.
+      folder: default `tasks` in the cache folder.
+      mirror: a folder or URL that holds the zip (default: CLUE's own address).
+
+    Returns:
+      The zip, and what is known of it: "task", "output", "size", "sha256" and "cached", whether it
+      was there.
+
+    Raises:
+      UserError: if CLUE publishes no zip of it, or the download fails or is not what it should be.
+    """
+    if not task.archive.endswith("_public.zip"):
+        raise UserError(f"CLUE publishes no zip of {task.name}; name your own with --data-dir")
+    path = (Path(folder) if folder else cache_directory() / "tasks") / task.archive
+    cached = path.is_file()
+    if not cached:
+        fetch(join(mirror or ADDRESS, task.archive), path, key=join(ADDRESS, task.archive))
+    record = {"task": task.name, "output": str(path), "size": path.stat().st_size}
+    return path, record | {"sha256": sha256(path), "cached": cached}
 
 
 def _read(task: Task, place: Path, name: str) -> tuple[bytes, str] | None:

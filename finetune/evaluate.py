@@ -101,6 +101,12 @@ def evaluate(
     return logits, loss / max(1, len(rows))
 
 
+def eval_batch_size(batch_size: int, mesh: jax.sharding.Mesh) -> int:
+    """A batch for evaluation: at least 64 rows, divided by the devices."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-max(64, batch_size) // ways) * ways
+
+
 @functools.partial(jax.jit, static_argnames=("model", "kind"))
 def eval_step(
     params: Any, batch: Any, *, model: ClassificationModel, kind: str

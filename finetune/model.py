@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from clue_jax import zoo
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clue_jax import sharding, zoo
+from clue_jax.convert import merge
 from clue_jax.convert.loaded import LoadedModel
 from clue_jax.errors import UserError
+from clue_jax.model import ClassificationModel
+from clue_jax.train_state import TrainState
 from finetune.task import Task
 from finetune.tasks import TASKS
 from finetune.tasks.generic import ENDINGS, make
@@ -92,3 +100,23 @@ def own_task(columns: Mapping[str, Any], labels: tuple[str, ...], file: str) -> 
     """A person's own task, out of what the model directory keeps of its columns."""
     ending = Path(file).suffix.removeprefix(".")
     return make(ending if ending in ENDINGS else "jsonl", **columns, labels=labels)
+
+
+def random_params(model: ClassificationModel, key: jax.Array) -> Any:
+    """Initial weights, as the original draws them."""
+    ids = jnp.zeros((1, 8), jnp.int32)
+    return model.init(key, ids, ids, ids)["params"]
+
+
+def overlay(drawn: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that are given; the others as drawn. All float32."""
+    taken = merge.flatten(given)
+    params = {path: taken.get(path, array) for path, array in merge.flatten(drawn).items()}
+    return merge.nest({path: array.astype(np.float32) for path, array in params.items()})
+
+
+def with_params(state: TrainState, given: dict[str, Any], mesh: jax.sharding.Mesh) -> TrainState:
+    """A state with the parameters that are given; the others keep their random values."""
+    params = overlay(state.params, given)
+    params = jax.device_put(params, sharding.state_shardings(params, mesh))
+    return dataclasses.replace(state, params=params)

@@ -17,7 +17,7 @@ from clue_jax.model import ClassificationModel
 from clue_jax.sharding import check_batch_size, make_mesh, state_shardings
 from clue_jax.train_state import compute_dtype
 from finetune.data import tokenize
-from finetune.evaluate import answers, evaluate
+from finetune.evaluate import answers, eval_batch_size, evaluate
 from finetune.model import load_fine_tuned
 from finetune.task import Example, Task, read_examples
 
@@ -80,8 +80,7 @@ def predict(
     """
     loaded, _ = load_fine_tuned(directory, task.name, str(output))
     mesh = make_mesh(settings.mesh)
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    batch_size = settings.batch_size or -(-64 // ways) * ways
+    batch_size = settings.batch_size or eval_batch_size(1, mesh)
     check_batch_size(batch_size, mesh)
     rows = tokenize(examples, loaded.tokenizer, task, seq_len)
     model = ClassificationModel(

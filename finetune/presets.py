@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,7 @@ class Recipe:
       learning_rate: the largest.
       epochs: passes over the training set.
       eval_every: steps between evaluations on the dev set; 0 evaluates after each epoch.
+      schedule: see `clue_jax.optim.learning_rate`.
     """
 
     seq_len: int
@@ -27,23 +29,26 @@ class Recipe:
     learning_rate: float
     epochs: float
     eval_every: int = 0
+    schedule: str = "linear"
 
+
+original_recipe = functools.partial(Recipe, schedule="original")
 
 # The original's one-click script (run_classifier_clue.sh), for RoBERTa-tiny-clue; OCNLI, which it
 # lacks, as its CMNLI.
 ORIGINAL_SMALL = {
-    "afqmc": Recipe(128, 16, 2e-5, 3, 300),
-    "tnews": Recipe(128, 16, 2e-5, 3, 300),
-    "iflytek": Recipe(128, 32, 2e-5, 3, 300),
-    "cmnli": Recipe(128, 64, 3e-5, 2, 300),
-    "ocnli": Recipe(128, 64, 3e-5, 2, 300),
-    "cluewsc2020": Recipe(128, 16, 1e-5, 10, 10),
-    "csl": Recipe(128, 16, 1e-5, 5, 100),
+    "afqmc": original_recipe(128, 16, 2e-5, 3, 300),
+    "tnews": original_recipe(128, 16, 2e-5, 3, 300),
+    "iflytek": original_recipe(128, 32, 2e-5, 3, 300),
+    "cmnli": original_recipe(128, 64, 3e-5, 2, 300),
+    "ocnli": original_recipe(128, 64, 3e-5, 2, 300),
+    "cluewsc2020": original_recipe(128, 16, 1e-5, 10, 10),
+    "csl": original_recipe(128, 16, 1e-5, 5, 100),
 }
 # Its TPU scripts for the large models; tasks that these lack as the small ones.
 ORIGINAL_LARGE = ORIGINAL_SMALL | {
-    "iflytek": Recipe(128, 32, 2e-5, 3, 300),
-    "cmnli": Recipe(128, 64, 3e-5, 2, 300),
+    "iflytek": original_recipe(128, 32, 2e-5, 3, 300),
+    "cmnli": original_recipe(128, 64, 3e-5, 2, 300),
 }
 # The original's README advises 1e-4 and 5 to 8 epochs for small models, against its own scripts.
 SMALL = {
@@ -78,5 +83,5 @@ def recipe(task: str, config: ModelConfig, original: bool) -> Recipe:
     size = size_of(config)
     if original:
         table = ORIGINAL_SMALL if size == "small" else ORIGINAL_LARGE
-        return table.get(task, Recipe(128, 32, 2e-5, 3, 1000))
+        return table.get(task, original_recipe(128, 32, 2e-5, 3, 1000))
     return (SMALL if size == "small" else LARGE).get(task, OTHER[size])

@@ -21,8 +21,9 @@ from clue_jax.convert import merge, source
 from clue_jax.errors import UserError
 from clue_jax.model import ClassificationModel
 from clue_jax.train_state import TrainState
-from finetune import evaluate, predict, run
+from finetune import evaluate, predict, run, step
 from finetune.data import Rows, batch_of, buckets, read_split, tokenize, train_order
+from finetune.history import best, stopped
 from finetune.tasks import TASKS
 
 # ---- The original's trajectory -------------------------------------------------------------------
@@ -49,7 +50,7 @@ def test_the_original_s_training_is_reproduced(shared, accumulate):
     state = TrainState(np.int32(0), params, optimizer.init(params))
     step_function = jax.jit(
         functools.partial(
-            run.train_step, model=model, optimizer=optimizer, key=jax.random.key(0), kind="single",
+            step.train_step, model=model, optimizer=optimizer, key=jax.random.key(0), kind="single",
             accumulate=accumulate,
         )
     )  # fmt: skip
@@ -152,9 +153,9 @@ def test_the_best_evaluation_is_fairly_chosen():
         {"step": 4, "accuracy": 0.6, "loss": 0.7},
         {"step": 5, "accuracy": 0.5, "loss": 0.1},
     ]
-    assert run.best(history, task)["step"] == 3
-    assert run.stopped(history, 2, task) and not run.stopped(history, 3, task)
-    assert not run.stopped(history, 0, task) and not run.stopped([], 1, task)
+    assert best(history, task)["step"] == 3
+    assert stopped(history, 2, task) and not stopped(history, 3, task)
+    assert not stopped(history, 0, task) and not stopped([], 1, task)
 
 
 def test_copa_is_answered_by_the_likelier_pair():

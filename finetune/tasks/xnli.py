@@ -6,5 +6,5 @@ TASK = Task(
     name="xnli",
     labels=("contradiction", "entailment", "neutral"),
     texts=lambda record: (record["premise"], record["hypo"]),
-    archive="xnli_public.zip",
+    archive="xnli.zip",
 )

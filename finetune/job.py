@@ -1,0 +1,140 @@
+"""What is there before the first step: the model, the task, its examples and the plan."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from clue_jax import optim
+from clue_jax.config import ModelConfig
+from clue_jax.convert.loaded import LoadedModel
+from clue_jax.data.batches import Batch
+from clue_jax.model import ClassificationModel
+from clue_jax.train_state import compute_dtype
+from finetune.data import Rows, batch_of, buckets, read_split, tokenize, train_order
+from finetune.model import load_start
+from finetune.presets import Recipe
+from finetune.settings import Settings, check, filled, find_task
+from finetune.task import Task
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training job, ready to start.
+
+    Attributes:
+      settings: as given.
+      plan: the recipe with what the settings say instead.
+      loaded: the model to start from.
+      task: what is to be learned.
+      columns: of a person's own files; None for a task of CLUE.
+      train, dev: examples as rows.
+    """
+
+    settings: Settings
+    plan: Recipe
+    loaded: LoadedModel
+    task: Task
+    columns: dict[str, Any] | None
+    train: Rows
+    dev: Rows
+
+    @property
+    def epoch_steps(self) -> int:
+        """Updates in an epoch; the last batch may be smaller."""
+        return -(-len(self.train) // self.plan.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Updates in all."""
+        return max(1, round(self.plan.epochs * self.epoch_steps))
+
+    @property
+    def eval_every(self) -> int:
+        """Updates between evaluations."""
+        return self.plan.eval_every or self.epoch_steps
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The lengths T that batches are padded to."""
+        return buckets(self.plan.seq_len) if self.settings.buckets else (self.plan.seq_len,)
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's, with the dropout of this job."""
+        rate = self.settings.dropout
+        if rate is None:
+            return self.loaded.config
+        return self.loaded.config.replace(
+            hidden_dropout_prob=rate, attention_probs_dropout_prob=rate
+        )
+
+    def model(self, dropout: bool) -> ClassificationModel:
+        """The model for training, or without dropout for evaluation."""
+        config = self.config if dropout else self.config.without_dropout()
+        dtype = compute_dtype(self.settings.dtype)
+        return ClassificationModel(config, len(self.task.labels), dtype)
+
+    def schedule(self, peak: float | jax.Array) -> optax.Schedule:
+        """The learning rate by step, `peak` the largest."""
+        warmup_steps = int(self.settings.warmup * self.steps)
+        return optim.learning_rate(self.plan.schedule, peak, self.steps, warmup_steps)
+
+    def optimizer(self, peak: float | jax.Array) -> optax.GradientTransformation:
+        """The original's, with its second moment for fine-tuning."""
+        return optim.adamw(
+            self.schedule(peak), b2=0.999, weight_decay=self.settings.weight_decay,
+            layer_decay=self.settings.layer_decay, layers=self.config.num_hidden_layers,
+        )  # fmt: skip
+
+    def batch(self, step: int, seed: int) -> Batch:
+        """The batch of a step, counted from 0: a pure function of its arguments."""
+        chosen = self._order(seed, step // self.epoch_steps)[step % self.epoch_steps]
+        pad_id = self.loaded.tokenizer.pad_id
+        return batch_of(self.train, chosen, self.plan.batch_size, self.lengths, pad_id)
+
+    @functools.cached_property
+    def _order(self) -> Callable[[int, int], list[np.ndarray]]:
+        """(seed, epoch) -> the batches of that epoch; the latest are kept."""
+        return functools.lru_cache(maxsize=64)(
+            lambda seed, epoch: train_order(
+                self.train, self.plan.batch_size, seed, epoch, self.settings.buckets
+            )
+        )
+
+    def about(self) -> dict[str, Any]:
+        """What a model directory of this job says of itself."""
+        info = self.loaded.info
+        return {
+            "task": self.task.name,
+            "labels": self.task.labels,
+            "heads": {"classifier": "trained", "pooler": "trained"},
+            "max_seq_length": self.plan.seq_len,
+            "normalization": info.get("normalization", "none"),
+            "license": info.get("license", "unknown"),
+            "source": f"clue_jax finetune.run on {self.task.name}, from {info.get('source')}",
+            "input": self.columns,
+        }
+
+
+def prepare(settings: Settings, mesh: jax.sharding.Mesh) -> Job:
+    """Reads the model and the data of a job.
+
+    Raises:
+      UserError: for settings, a model or data that are not as they should be.
+    """
+    loaded = load_start(settings.init_from or settings.model)
+    task, columns = find_task(settings)
+    plan = filled(settings, loaded)
+    check(settings, plan, loaded, mesh)
+    rows = {}
+    for split in ("train", "dev"):
+        examples = read_split(task, settings.data_dir, split, settings.version, settings.limit)
+        rows[split] = tokenize(examples, loaded.tokenizer, task, plan.seq_len)
+    return Job(settings, plan, loaded, task, columns, rows["train"], rows["dev"])

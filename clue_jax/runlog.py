@@ -65,18 +65,21 @@ class RunLog:
         """Moves the bar."""
         self._progress.update(self._task, completed=step)
 
-    def write(self, step: int, numbers: dict[str, float]) -> None:
-        """Records numbers of a step in the files, and shows them."""
+    def write(
+        self, step: int, numbers: dict[str, float], shown: dict[str, float] | None = None
+    ) -> None:
+        """Records numbers of a step in the files, and shows them, or others in their place."""
         self._file.write(json.dumps({"step": step, **numbers}) + "\n")
         self._file.flush()
         for name, value in numbers.items():
             self._tensorboard.add_scalar(name, value, step)
         self._tensorboard.flush()
-        shown = "  ".join(f"{name} {_short(value)}" for name, value in numbers.items())
-        self._progress.update(self._task, completed=step, numbers=shown)
+        pairs = (numbers if shown is None else shown).items()
+        text = "  ".join(f"{name} {_short(value)}" for name, value in pairs)
+        self._progress.update(self._task, completed=step, numbers=text)
         if not self._console.is_terminal:
             self._console.print(
-                f"step {step}/{self._steps}  {shown}  {self._time_left(step)} left",
+                f"step {step}/{self._steps}  {text}  {self._time_left(step)} left",
                 highlight=False,
                 soft_wrap=True,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ from clue_jax.config import ModelConfig
 from clue_jax.convert.loaded import LoadedModel
 from clue_jax.data.batches import Batch
 from clue_jax.model import ClassificationModel
-from clue_jax.train_state import compute_dtype
+from clue_jax.train_state import TrainState, compute_dtype
 from finetune.data import Rows, batch_of, buckets, read_split, tokenize, train_order
 from finetune.model import load_start
 from finetune.presets import Recipe
 from finetune.settings import Settings, check, filled, find_task
+from finetune.step import train_step
 from finetune.task import Task
 
 
@@ -93,6 +95,16 @@ class Job:
             layer_decay=self.settings.layer_decay, layers=self.config.num_hidden_layers,
         )  # fmt: skip
 
+    def step(
+        self, state: TrainState, batch: Batch, key: jax.Array, peak: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One update; see `finetune.step.train_step`. Key and learning rate are arguments, so that
+        one program serves all seeds and rates."""
+        return train_step(
+            state, batch, model=self.model(dropout=True), optimizer=self.optimizer(peak), key=key,
+            kind=self.task.kind, accumulate=self.settings.accumulate,
+        )  # fmt: skip
+
     def batch(self, step: int, seed: int) -> Batch:
         """The batch of a step, counted from 0: a pure function of its arguments."""
         chosen = self._order(seed, step // self.epoch_steps)[step % self.epoch_steps]
@@ -108,6 +120,11 @@ class Job:
             )
         )
 
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """All settings, the recipe's filled in."""
+        return dataclasses.asdict(self.settings) | dataclasses.asdict(self.plan)
+
     def about(self) -> dict[str, Any]:
         """What a model directory of this job says of itself."""
         info = self.loaded.info
@@ -121,6 +138,11 @@ class Job:
             "source": f"clue_jax finetune.run on {self.task.name}, from {info.get('source')}",
             "input": self.columns,
         }
+
+
+def dropout_key(seed: int | jax.Array) -> jax.Array:
+    """The key that every step's dropout is folded from."""
+    return jax.random.fold_in(jax.random.key(seed), 1)
 
 
 def prepare(settings: Settings, mesh: jax.sharding.Mesh) -> Job:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import jax
 import tyro
+from jax.sharding import Mesh
 
 from clue_jax.errors import UserError, run_command
 from clue_jax.files import atomic_file
@@ -17,7 +18,7 @@ from clue_jax.model import ClassificationModel
 from clue_jax.sharding import check_batch_size, make_mesh, state_shardings
 from clue_jax.train_state import compute_dtype
 from finetune.data import tokenize
-from finetune.evaluate import answers, eval_batch_size, evaluate
+from finetune.evaluate import answers, evaluate
 from finetune.model import load_fine_tuned
 from finetune.task import Example, Task, read_examples
 
@@ -54,7 +55,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         raise UserError(f"{settings.input}: cannot read ({error.strerror})") from error
     examples = read_examples(task, data, settings.input, labelled=False)
     seq_len = settings.seq_len or loaded.info["max_seq_length"]
-    predict(settings.model, task, examples, Path(settings.output), seq_len, settings)
+    mesh = make_mesh(settings.mesh)
+    check_batch_size(settings.batch_size, mesh)
+    predict(
+        settings.model, task, examples, Path(settings.output), seq_len, settings.batch_size, mesh,
+        settings.dtype,
+    )  # fmt: skip
     result = {"output": settings.output, "task": task.name, "rows": len(examples) // task.group}
     print(json.dumps(result, ensure_ascii=False))
     return result
@@ -66,7 +72,9 @@ def predict(
     examples: Sequence[Example],
     output: Path,
     seq_len: int,
-    settings: Any,
+    batch_size: int,
+    mesh: Mesh,
+    dtype: str | None,
 ) -> None:
     """Writes the predictions of a model directory.
 
@@ -76,15 +84,14 @@ def predict(
       examples: in the order of the file.
       output: JSON-lines file, an "id" and a "label" each.
       seq_len: T.
-      settings: "batch_size" (None for 64), "mesh" and "dtype" count.
+      batch_size: B, which the mesh divides.
+      mesh: of the devices.
+      dtype: of the computation; None for the usual one.
     """
     loaded, _ = load_fine_tuned(directory, task.name, str(output))
-    mesh = make_mesh(settings.mesh)
-    batch_size = settings.batch_size or eval_batch_size(1, mesh)
-    check_batch_size(batch_size, mesh)
     rows = tokenize(examples, loaded.tokenizer, task, seq_len)
     model = ClassificationModel(
-        loaded.config.without_dropout(), len(task.labels), compute_dtype(settings.dtype)
+        loaded.config.without_dropout(), len(task.labels), compute_dtype(dtype)
     )
     params = {name: loaded.params[name] for name in ("bert", "classifier")}
     params = jax.device_put(params, state_shardings(params, mesh))

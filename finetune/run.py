@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import logging
 import shutil
@@ -12,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import tyro
+from jax.sharding import Mesh
 
 from clue_jax import sharding
 from clue_jax.checkpoint import Checkpoints
@@ -26,10 +27,10 @@ from finetune import evaluate as evaluation
 from finetune import predict
 from finetune.data import read_split
 from finetune.history import Entry, best, better, dev_history, stopped
-from finetune.job import Job, prepare
+from finetune.job import Job, dropout_key, prepare
 from finetune.model import random_params, starting_params, with_params
 from finetune.settings import Settings, claim
-from finetune.step import means, train_step
+from finetune.step import means
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -55,27 +56,22 @@ def run(settings: Settings) -> dict[str, Any]:
     output = Path(settings.output)
     mesh = sharding.make_mesh(settings.mesh)
     job = prepare(settings, mesh)
-    if claim(output, settings, job.plan, job.loaded, len(job.train)):
+    if claim(output, job.fixed, job.loaded, len(job.train)):
         return read_json(output / "result.json")
     task, steps, pad_id = job.task, job.steps, job.loaded.tokenizer.pad_id
 
     # ---- The state: the newest checkpoint, else the model with a new head ------------------------
     model, plain = job.model(dropout=True), job.model(dropout=False)
-    schedule = job.schedule(job.plan.learning_rate)
-    optimizer = job.optimizer(job.plan.learning_rate)
-    key = jax.random.key(settings.seed)
-    state = new_state(lambda: random_params(model, key), optimizer, mesh)
+    peak = np.float32(job.plan.learning_rate)
+    schedule = job.schedule(peak)
+    drawing = jax.random.key(settings.seed)
+    state = new_state(lambda: random_params(model, drawing), job.optimizer(peak), mesh)
     if not settings.random_weights:
         state = with_params(state, starting_params(job.loaded, task, settings.head), mesh)
     shardings = sharding.state_shardings(state, mesh)
-    step_function = jax.jit(
-        functools.partial(
-            train_step, model=model, optimizer=optimizer, key=jax.random.fold_in(key, 1),
-            kind=task.kind, accumulate=settings.accumulate,
-        ),
-        donate_argnums=0,
-        out_shardings=(shardings, sharding.replicated(mesh)),
-    )  # fmt: skip
+    whole = sharding.replicated(mesh)
+    step_function = jax.jit(job.step, donate_argnums=0, out_shardings=(shardings, whole))
+    key = jax.device_put(dropout_key(settings.seed), whole)
     with Checkpoints(output / "checkpoints", keep=1) as checkpoints:
         if checkpoints.latest_step is not None:
             state = checkpoints.restore(abstract(state))
@@ -90,7 +86,7 @@ def run(settings: Settings) -> dict[str, Any]:
             for step, batch in enumerate(batches, start + 1):
                 if stopped(history, settings.patience, task):
                     break
-                state, sums = step_function(state, sharding.put_batch(batch, mesh))
+                state, sums = step_function(state, sharding.put_batch(batch, mesh), key, peak)
                 if pending:
                     jax.block_until_ready(pending[-1])
                 pending.append(sums)
@@ -121,7 +117,7 @@ def run(settings: Settings) -> dict[str, Any]:
                     interval += time.monotonic() - paused
 
     # ---- The result ------------------------------------------------------------------------------
-    result = summary(job, history) | predict_test(output, job)
+    result = summary(job, history) | predict_test(output, job, mesh)
     result["seconds"] = round(time.monotonic() - started, 1)
     write_json(output / "result.json", result)
     shutil.rmtree(output / "checkpoints", ignore_errors=True)  # the run is over
@@ -149,20 +145,23 @@ def summary(job: Job, history: list[Entry]) -> dict[str, Any]:
         "train_examples": len(job.train) // job.task.group,
         "dev": history,
         "seed": settings.seed,
-        "settings": dataclasses.asdict(settings) | dataclasses.asdict(job.plan),
+        "settings": job.fixed,
         "best": str(Path(settings.output) / "best"),
     }
 
 
-def predict_test(output: Path, job: Job) -> dict[str, str]:
+def predict_test(output: Path, job: Job, mesh: Mesh) -> dict[str, str]:
     """Predicts the test set with OUTPUT/best, if there is one, under its submission name."""
     task, settings = job.task, job.settings
     test = read_split(task, settings.data_dir, "test", settings.version, settings.limit)
     if test is None:
         return {}
-    name = task.submission.get(settings.version, f"{task.name}_predict.json")
-    predict.predict(str(output / "best"), task, test, output / name, job.plan.seq_len, settings)
-    return {"prediction": str(output / name)}
+    path = output / task.submission.get(settings.version, f"{task.name}_predict.json")
+    batch_size = evaluation.eval_batch_size(job.plan.batch_size, mesh)
+    predict.predict(
+        str(output / "best"), task, test, path, job.plan.seq_len, batch_size, mesh, settings.dtype
+    )
+    return {"prediction": str(path)}
 
 
 if __name__ == "__main__":

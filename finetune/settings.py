@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -164,12 +165,16 @@ def check(settings: Settings, plan: Recipe, loaded: LoadedModel, mesh: jax.shard
         )
 
 
-def claim(
-    output: Path, settings: Settings, plan: Recipe, loaded: LoadedModel, examples: int
-) -> bool:
-    """Marks the folder as this run's, refuses one of another; says whether it is finished."""
-    fixed = dataclasses.asdict(settings) | dataclasses.asdict(plan)
-    fixed = {name: value for name, value in fixed.items() if name not in CHANGEABLE}
+def claim(output: Path, settings: Mapping[str, Any], loaded: LoadedModel, examples: int) -> bool:
+    """Marks the folder as this run's, refuses one of another; says whether it is finished.
+
+    Args:
+      output: the folder.
+      settings: everything that the run depends on, as JSON has it.
+      loaded: the model to start from.
+      examples: of the training set.
+    """
+    fixed = {name: value for name, value in settings.items() if name not in CHANGEABLE}
     fixed |= {"model_sha256": merge.digest(loaded.params), "examples": examples}
     path = output / "settings.json"
     if path.exists():

@@ -1,0 +1,391 @@
+"""Trains a grid of seeds and learning rates at once, inside one compiled program.
+
+A small model leaves most of an accelerator idle; many of them side by side do not. The training
+state gets an axis for the cells of the grid, over which the step is vectorised and which is spread
+over the devices. Each cell is the run that `finetune.run --no-buckets` makes with its settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import logging
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from clue_jax import sharding
+from clue_jax.checkpoint import Checkpoints
+from clue_jax.data.batches import Batch, stream
+from clue_jax.errors import UserError, run_command
+from clue_jax.files import atomic_file, read_json, write_json, write_text
+from clue_jax.model import ClassificationModel
+from clue_jax.runlog import RunLog
+from clue_jax.train_state import TrainState, abstract
+from finetune import evaluate as evaluation
+from finetune import settings as run_settings
+from finetune.data import buckets, eval_batches
+from finetune.history import Entry, best, better, dev_history
+from finetune.job import Job, dropout_key, prepare
+from finetune.model import overlay, random_params, starting_params
+from finetune.run import predict_test, save_best
+from finetune.step import means
+from finetune.task import Task
+
+# The step counter is common to all cells, everything else each cell's own.
+_AXES = TrainState(None, 0, 0)
+
+
+@dataclass(frozen=True)
+class Settings(run_settings.Settings):
+    """Trains every learning rate with every seed, all of them at once.
+
+    Ends with OUTPUT/table.md, result.json, sweep.png, the best model in best/ and its prediction.
+    Texts are padded to T, so choose --seq-len as small as the texts allow. Memory: the training
+    state of a run times the cells on each device; --at-once limits them.
+    """
+
+    learning_rate: tuple[float, ...] = ()
+    """The largest, one or more (default: the recipe's)."""
+    seed: tuple[int, ...] = (0,)
+    """Of the new head, the order of examples and dropout, one or more."""
+    at_once: int | None = None
+    """Cells trained at a time (default: all)."""
+    buckets: tyro.conf.Suppress[bool] = False
+    patience: tyro.conf.Suppress[int] = 0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A point of the grid."""
+
+    learning_rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Such as lr0.0001-seed0."""
+        return f"lr{self.learning_rate:g}-seed{self.seed}"
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Runs the command line; prints the table and returns the result."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    result = sweep(tyro.cli(Settings, args=argv))
+    print(_table(result))
+    names = ("task", "metric", "best_value", "best_cell", "rates", "best", "seconds")
+    print(json.dumps({name: result[name] for name in names}, ensure_ascii=False))
+    return result
+
+
+def sweep(settings: Settings) -> dict[str, Any]:
+    """Trains all cells.
+
+    Returns:
+      The content of result.json: "cells" with the evaluations of each, "rates" with mean, deviation
+      (of the sample, 0 for one seed) and best over the seeds, and the best of all.
+
+    Raises:
+      UserError: for bad settings or data, before anything is written.
+    """
+    # ---- What to train ---------------------------------------------------------------------------
+    started = time.monotonic()
+    output = Path(settings.output)
+    mesh = sharding.make_mesh(settings.mesh)
+    job = prepare(_of_a_run(settings), sharding.make_mesh("data=1"))
+    cells = _grid(settings, job)
+    grid = {
+        "learning_rate": sorted({cell.learning_rate for cell in cells}),
+        "seed": sorted({cell.seed for cell in cells}),
+        "at_once": settings.at_once,
+    }
+    if run_settings.claim(output, job.fixed | grid, job.loaded, len(job.train)):
+        return read_json(output / "result.json")
+    size = min(settings.at_once or len(cells), len(cells))
+    groups = [cells[i : i + size] for i in range(0, len(cells), size)]
+
+    # ---- Group after group; the step is compiled once --------------------------------------------
+    step_function = make_step(job, mesh)
+    histories: dict[Cell, list[Entry]] = {}
+    for number, group in enumerate(groups):
+        folder = output if len(groups) == 1 else output / f"group{number}"
+        folder.mkdir(exist_ok=True)
+        histories |= _train(folder, output, job, group, size, step_function, mesh, histories)
+
+    # ---- The result ------------------------------------------------------------------------------
+    result = _summary(job, histories) | {"settings": job.fixed | grid}
+    result |= predict_test(output, job, mesh)
+    result["seconds"] = round(time.monotonic() - started, 1)
+    _draw(result, output / "sweep.png")
+    write_text(output / "table.md", _table(result) + "\n")
+    write_json(output / "result.json", result)
+    for folder in [output, *output.glob("group*")]:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the sweep is over
+    return result
+
+
+def _train(
+    folder: Path,
+    output: Path,
+    job: Job,
+    cells: list[Cell],
+    size: int,
+    step_function: Any,
+    mesh: Mesh,
+    earlier: dict[Cell, list[Entry]],
+) -> dict[Cell, list[Entry]]:
+    """Trains some cells side by side; saves a model to OUTPUT/best whenever one is the best yet."""
+    task, settings, steps = job.task, job.settings, job.steps
+    count = -(-size // mesh.size) * mesh.size
+    # Every device gets as many cells; those that fill up repeat the last and are not looked at.
+    padded = cells + cells[-1:] * (count - len(cells))
+    state = start_state(job, padded, mesh)
+    seeds = np.array([cell.seed for cell in padded])
+    keys = _put(jax.vmap(dropout_key)(seeds), mesh)
+    rates = _put(np.array([cell.learning_rate for cell in padded], np.float32), mesh)
+
+    def batch_at(step: int) -> Batch:
+        batches = [job.batch(step, cell.seed) for cell in padded]
+        return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+
+    with Checkpoints(folder / "checkpoints", keep=1) as checkpoints:
+        if checkpoints.latest_step is not None:
+            state = checkpoints.restore(abstract(state))
+        start = int(state.step)
+        histories = {cell: dev_history(folder, start, _dev(cell)) for cell in cells}
+        with RunLog(folder, start, steps) as log:
+            pending: list[dict[str, jax.Array]] = []
+            interval = time.monotonic()
+            for step, batch in enumerate(stream(batch_at, start, steps), start + 1):
+                state, sums = step_function(state, _put(batch, mesh), keys, rates)
+                if pending:
+                    jax.block_until_ready(pending[-1])
+                pending.append(sums)
+                log.advance(step)
+                is_last = step == steps
+                if step % settings.log_every == 0 or is_last:
+                    seconds = time.monotonic() - interval
+                    numbers = _by_cell(jax.device_get(pending), cells, job)
+                    losses = [numbers[f"{cell.name}/loss"] for cell in cells]
+                    shown = {"mean_loss": float(np.mean(losses))}
+                    shown["cell_steps_per_second"] = len(cells) * len(pending) / seconds
+                    log.write(step, shown | numbers, shown)
+                    pending, interval = [], time.monotonic()
+                if step % job.eval_every == 0 or is_last:
+                    paused = time.monotonic()
+                    entries = _evaluate(job, state.params, cells, mesh, step)
+                    for i, (cell, entry) in enumerate(entries.items()):
+                        # The best of all so far, in the cells before this group as well.
+                        rivals = [*earlier.values(), *histories.values()]
+                        top = best([e for history in rivals for e in history], task)
+                        if top is None or better(entry, top, task):
+                            params = jax.tree.map(lambda x, i=i: x[i], state.params)
+                            save_best(output, jax.device_get(params), job)
+                        histories[cell].append(entry)
+                    log.write(step, _flat(entries), _best_of(entries, task))
+                    checkpoints.save(state, dataclasses.asdict(settings))
+                    interval += time.monotonic() - paused
+    return histories
+
+
+def make_step(job: Job, mesh: Mesh) -> Any:
+    """The step of all cells: (state, batches [cells, B, ..], keys [cells], rates [cells]) -> the
+    state after it and the sums of each cell."""
+
+    every = jax.vmap(job.step, in_axes=(_AXES, 0, 0, 0), out_axes=(_AXES, 0))
+    spread, whole = _spread(mesh), sharding.replicated(mesh)
+    return jax.jit(
+        every, donate_argnums=0, out_shardings=(TrainState(whole, spread, spread), spread)
+    )
+
+
+def start_state(job: Job, cells: list[Cell], mesh: Mesh) -> TrainState:
+    """The states that the cells start from, side by side."""
+    model, settings = job.model(dropout=True), job.settings
+    given: dict[str, Any] = {}
+    if not settings.random_weights:
+        given = starting_params(job.loaded, job.task, settings.head)
+
+    def one(key: jax.Array, given: dict[str, Any]) -> tuple[Any, Any]:
+        params = overlay(random_params(model, key), given)
+        return params, job.optimizer(0.0).init(params)
+
+    create = jax.jit(jax.vmap(one, in_axes=(0, None)), out_shardings=(_spread(mesh), _spread(mesh)))
+    keys = jax.vmap(jax.random.key)(np.array([cell.seed for cell in cells]))
+    step = jax.device_put(jnp.zeros([], jnp.int32), sharding.replicated(mesh))
+    return TrainState(step, *create(_put(keys, mesh), given))
+
+
+def _spread(mesh: Mesh) -> NamedSharding:
+    """The cells are split over all devices."""
+    return NamedSharding(mesh, P(sharding.AXES))
+
+
+def _put(tree: Any, mesh: Mesh) -> Any:
+    return jax.device_put(tree, _spread(mesh))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "kind"))
+def _eval_step(
+    params: Any, batch: Batch, *, model: ClassificationModel, kind: str
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    step = functools.partial(evaluation.eval_step, model=model, kind=kind)
+    return jax.vmap(step, in_axes=(0, None))(params, batch)
+
+
+def _evaluate(job: Job, params: Any, cells: list[Cell], mesh: Mesh, step: int) -> dict[Cell, Entry]:
+    """The evaluation of each cell on the whole dev set."""
+    task, rows = job.task, job.dev
+    model = job.model(dropout=False)
+    logits = np.zeros((len(cells), len(rows), model.classes), np.float32)
+    loss = np.zeros(len(cells))
+    pad_id = job.loaded.tokenizer.pad_id
+    lengths = buckets(job.plan.seq_len)
+    for chosen, batch in eval_batches(rows, max(64, job.plan.batch_size), lengths, pad_id):
+        placed = jax.device_put(batch, sharding.replicated(mesh))
+        some, sums = _eval_step(params, placed, model=model, kind=task.kind)
+        logits[:, chosen] = np.asarray(some)[: len(cells), : len(chosen)]
+        loss += np.asarray(sums["loss_sum"], np.float64)[: len(cells)]
+    return {
+        cell: {"step": step, "loss": float(loss[i] / len(rows))}
+        | evaluation.scores(task, rows, logits[i])
+        for i, cell in enumerate(cells)
+    }
+
+
+def _of_a_run(settings: Settings) -> run_settings.Settings:
+    """The settings that all cells share, as those of a run with the first rate and seed."""
+    values = {
+        field.name: getattr(settings, field.name)
+        for field in dataclasses.fields(run_settings.Settings)
+    }
+    rate = settings.learning_rate[0] if settings.learning_rate else None
+    seed = settings.seed[0] if settings.seed else 0
+    return run_settings.Settings(**values | {"learning_rate": rate, "seed": seed})
+
+
+def _grid(settings: Settings, job: Job) -> list[Cell]:
+    rates = settings.learning_rate or (job.plan.learning_rate,)
+    if not settings.seed or len(set(settings.seed)) < len(settings.seed):
+        raise UserError("--seed needs one or more different numbers")
+    if len(set(rates)) < len(rates) or not all(rate > 0 for rate in rates):
+        raise UserError("--learning-rate needs different positive numbers")
+    if settings.at_once is not None and settings.at_once < 1:
+        raise UserError(f"--at-once {settings.at_once} must be at least 1")
+    return [Cell(*point) for point in itertools.product(rates, settings.seed)]
+
+
+def _dev(cell: Cell) -> str:
+    return f"dev/{cell.name}/"
+
+
+def _by_cell(sums: list[dict[str, Any]], cells: list[Cell], job: Job) -> dict[str, float]:
+    """Means of each cell since the last entry of the log."""
+    numbers = {}
+    for i, cell in enumerate(cells):
+        of_cell = means([{k: v[i] for k, v in step.items()} for step in sums], job.task)
+        numbers |= {f"{cell.name}/{name}": value for name, value in of_cell.items()}
+    return numbers
+
+
+def _flat(entries: dict[Cell, Entry]) -> dict[str, float]:
+    return {
+        f"{_dev(cell)}{name}": value
+        for cell, entry in entries.items()
+        for name, value in entry.items()
+        if name != "step"
+    }
+
+
+def _best_of(entries: dict[Cell, Entry], task: Task) -> dict[str, float]:
+    """What is shown of an evaluation."""
+    top = best(list(entries.values()), task)
+    return {f"dev/best_{name}": value for name, value in top.items() if name != "step"}
+
+
+def _summary(job: Job, histories: dict[Cell, list[Entry]]) -> dict[str, Any]:
+    metric, task = evaluation.metric_name(job.task), job.task
+    cells = []
+    for cell, history in histories.items():
+        top = best(history, task)
+        cells.append(
+            {"learning_rate": cell.learning_rate, "seed": cell.seed, "best_value": top[metric],
+             "best_step": top["step"], "dev": history}
+        )  # fmt: skip
+    rates = []
+    for rate in dict.fromkeys(cell.learning_rate for cell in histories):
+        values = [c["best_value"] for c in cells if c["learning_rate"] == rate]
+        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        rates.append(
+            {"learning_rate": rate, "mean": float(np.mean(values)), "deviation": deviation,
+             "best": max(values), "seeds": len(values)}
+        )  # fmt: skip
+    # Equal scores are told apart by the loss, as within a run; so is the model in best/.
+    tops = {cell: best(history, task) for cell, history in histories.items()}
+    winner = next(c for c, top in tops.items() if top is best(list(tops.values()), task))
+    return {
+        "task": task.name,
+        "version": job.settings.version,
+        "metric": metric,
+        "best_value": tops[winner][metric],
+        "best_cell": dataclasses.asdict(winner) | {"step": tops[winner]["step"]},
+        "steps": job.steps,
+        "train_examples": len(job.train) // task.group,
+        "rates": rates,
+        "cells": cells,
+        "best": str(Path(job.settings.output) / "best"),
+    }
+
+
+def _table(result: dict[str, Any]) -> str:
+    lines = [
+        f"| learning rate | {result['metric']}, mean | deviation | best | seeds |",
+        "|---|---|---|---|---|",
+    ]
+    for row in result["rates"]:
+        lines.append(
+            f"| {row['learning_rate']:g} | {100 * row['mean']:.2f} | {100 * row['deviation']:.2f} "
+            f"| {100 * row['best']:.2f} | {row['seeds']} |"
+        )
+    return "\n".join(lines)
+
+
+def _draw(result: dict[str, Any], path: Path) -> None:
+    """Score on dev by step: a line for each cell, a colour for each rate."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    for i, row in enumerate(result["rates"]):
+        rate = row["learning_rate"]
+        cells = [c for c in result["cells"] if c["learning_rate"] == rate]
+        for number, cell in enumerate(cells):
+            axis.plot(
+                [entry["step"] for entry in cell["dev"]],
+                [entry[result["metric"]] for entry in cell["dev"]],
+                color=f"C{i}", marker="o", markersize=3, alpha=0.7,
+                label=None if number else f"{rate:g}",
+            )  # fmt: skip
+    axis.set(xlabel="step", ylabel=f"{result['metric']} on dev", title=result["task"])
+    axis.grid(alpha=0.3)
+    axis.legend(title="learning rate")
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -58,6 +58,11 @@ def read_split(
     return examples[: limit * task.group] if limit else examples
 
 
+def is_published(task: Task) -> bool:
+    """Whether CLUE has a zip of the task."""
+    return task.archive.endswith("_public.zip")
+
+
 def download(
     task: Task, folder: str | os.PathLike | None = None, mirror: str | None = None
 ) -> tuple[Path, dict[str, Any]]:
@@ -75,7 +80,7 @@ def download(
     Raises:
       UserError: if CLUE publishes no zip of it, or the download fails or is not what it should be.
     """
-    if not task.archive.endswith("_public.zip"):
+    if not is_published(task):
         raise UserError(f"CLUE publishes no zip of {task.name}; name your own with --data-dir")
     path = (Path(folder) if folder else cache_directory() / "tasks") / task.archive
     cached = path.is_file()

@@ -105,10 +105,13 @@ class Job:
             kind=self.task.kind, accumulate=self.settings.accumulate,
         )  # fmt: skip
 
+    def rows(self, step: int, seed: int) -> np.ndarray:
+        """The numbers of the rows in the batch of a step: a pure function of its arguments."""
+        return self._order(seed, step // self.epoch_steps)[step % self.epoch_steps]
+
     def batch(self, step: int, seed: int) -> Batch:
-        """The batch of a step, counted from 0: a pure function of its arguments."""
-        chosen = self._order(seed, step // self.epoch_steps)[step % self.epoch_steps]
-        pad_id = self.loaded.tokenizer.pad_id
+        """The batch of a step, counted from 0."""
+        chosen, pad_id = self.rows(step, seed), self.loaded.tokenizer.pad_id
         return batch_of(self.train, chosen, self.plan.batch_size, self.lengths, pad_id)
 
     @functools.cached_property

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -62,7 +62,7 @@ class Check:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Runs the command line; prints and returns the result."""
     command = tyro.extras.subcommand_cli_from_dict(
-        {"build": _build_settings, "check": _check_settings},
+        {"build": Build, "check": Check},
         args=argv,
         description="Submissions for the CLUE benchmark.",
     )
@@ -72,16 +72,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         first = result["faults"][0]
         raise UserError(f"{command.path}: {len(result['faults'])} faults, the first: {first}")
     return result
-
-
-def _build_settings(settings: Annotated[Build, tyro.conf.arg(name="")]) -> Build:
-    """Packs prediction files into a zip."""
-    return settings
-
-
-def _check_settings(settings: Annotated[Check, tyro.conf.arg(name="")]) -> Check:
-    """Checks a submission."""
-    return settings
 
 
 def build(settings: Build) -> dict[str, Any]:

@@ -41,11 +41,13 @@ ROOMS = {
     "flax": ("clue_jax/model/",),
     "orbax": ("clue_jax/checkpoint.py",),
     "tensorflow": ("clue_jax/data/tf.py",),
-    "torch": (),
+    "tensorflow_datasets": ("finetune/datasets/",),
+    "torch": ("tools/bench_",),
     "transformers": ("tools/bench_",),
 }
 LAZY = {
     "tensorflow",
+    "torch",
     "transformers",
     "tokenizers",
     "sentencepiece",

@@ -182,5 +182,5 @@ def test_names_that_are_nothing():
 
 def test_the_list(capsys):
     result = download.main(["list"])
-    assert result["RoBERTa-tiny-clue"]["parameters"] == 7_449_936
+    assert result["models"]["RoBERTa-tiny-clue"]["parameters"] == 7_449_936
     assert json.loads(capsys.readouterr().out) == result

@@ -1,15 +1,18 @@
-"""Brings published models to this machine, resumed and verified."""
+"""Brings published models and the data of CLUE's tasks to this machine, resumed and verified."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tyro
 
 from clue_jax import zoo
-from clue_jax.errors import run_command
+from clue_jax.errors import UserError, run_command
+from clue_jax.fetch import join
+from finetune.data import ADDRESS, download, is_published
+from finetune.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -32,26 +35,68 @@ class ModelSettings:
     """Folder or URL that holds NAME.zip, or the hub's files."""
 
 
+@dataclass(frozen=True)
+class TaskSettings:
+    """Downloads the official zip of a task, or of all, unless it is there.
+
+    finetune.run and finetune.clue find the zips in the cache by themselves; with --output, name the
+    folder to them with --data-dir or --data-root. Resumed and verified as the models are.
+    """
+
+    name: tyro.conf.Positional[str]
+    """Such as tnews, or all."""
+    output: str | None = None
+    """Folder for the zips (default: tasks in the cache folder)."""
+    mirror: str | None = None
+    """Folder or URL that holds NAME_public.zip."""
+
+
+@dataclass(frozen=True)
+class ListSettings:
+    """Lists the models and tasks that are known, with their addresses."""
+
+
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Runs the command line; prints and returns the result."""
     settings = tyro.extras.subcommand_cli_from_dict(
-        {"model": _model, "list": _list},
+        {"model": ModelSettings, "task": TaskSettings, "list": ListSettings},
         args=argv,
-        description="Downloads published models.",
+        description="Downloads published models and the data of CLUE's tasks.",
     )
-    print(json.dumps(settings, ensure_ascii=False))
-    return settings
+    if isinstance(settings, ModelSettings):
+        result = _model(settings)
+    elif isinstance(settings, TaskSettings):
+        result = _tasks(settings)
+    else:
+        result = _list()
+    print(json.dumps(result, ensure_ascii=False))
+    return result
 
 
-def _model(settings: Annotated[ModelSettings, tyro.conf.arg(name="")]) -> dict[str, Any]:
-    """Downloads a model."""
+def _model(settings: ModelSettings) -> dict[str, Any]:
     folder, record = zoo.download(settings.name, settings.source, settings.output, settings.mirror)
     return {"output": str(folder), **record}
 
 
+def _tasks(settings: TaskSettings) -> dict[str, Any]:
+    names = published_tasks() if settings.name == "all" else [settings.name]
+    if names[0] not in TASKS:
+        raise UserError(f"unknown task {names[0]!r}; known: all, {', '.join(published_tasks())}")
+    records, failed = [], []
+    for name in names:
+        try:
+            records.append(download(TASKS[name], settings.output, settings.mirror)[1])
+        except UserError as error:
+            if len(names) == 1:
+                raise
+            failed.append(f"{name}: {error}")  # the others are worth having
+    if failed:
+        raise UserError(f"{len(failed)} of {len(names)} tasks failed: {'; '.join(failed)}")
+    return records[0] if len(names) == 1 else {"tasks": records}
+
+
 def _list() -> dict[str, Any]:
-    """Lists the models that are known."""
-    return {
+    models = {
         name: {
             "tf": model.tf_address,
             "hf": model.hf_id,
@@ -62,6 +107,13 @@ def _list() -> dict[str, Any]:
         }
         for name, model in zoo.ZOO.items()
     }
+    tasks = {name: join(ADDRESS, TASKS[name].archive) for name in published_tasks()}
+    return {"models": models, "tasks": tasks}
+
+
+def published_tasks() -> list[str]:
+    """The tasks whose zips CLUE publishes."""
+    return [name for name, task in TASKS.items() if is_published(task)]
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ LAZY = {
     "rjieba",
     "tensorboardX",
     "matplotlib",
+    "nltk",
 }
 
 SOURCES = sorted(

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from clue_jax.files import write_json, write_text
-from clue_jax.text.wordpiece import MAX_WORD_LENGTH, SPECIAL_TOKENS, WordPieceTokenizer
+from clue_jax.text.wordpiece import SPECIAL_TOKENS, WordPieceTokenizer
 
 
 def write_tokenizer_files(
@@ -73,7 +73,7 @@ def write_tokenizer_files(
             "type": "WordPiece",
             "unk_token": unk,
             "continuing_subword_prefix": "##",
-            "max_input_chars_per_word": MAX_WORD_LENGTH,
+            "max_input_chars_per_word": tokenizer.max_word_length,
             "vocab": {token: i for i, token in enumerate(tokenizer.vocabulary)},
         },
     }

@@ -33,7 +33,7 @@ from clue_jax.text.basic import (
 )
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-MAX_WORD_LENGTH = 200  # longer words are [UNK], as in the original (Hugging Face has 100)
+MAX_WORD_LENGTH = 200
 _CACHE_SIZE = 400_000  # distinct Latin words remembered before starting afresh
 _BUFFER_CHARACTERS = 1 << 18  # texts are joined up to this size: the temporaries stay in cache
 
@@ -84,6 +84,8 @@ class WordPieceTokenizer:
       lower_case: lower-case and strip accents first. The vocabularies of CLUE and Google have no
         capitals, so without it every capital is [UNK].
       size: pads the vocabulary with `[unusedN]`, which no text reaches, up to so many entries.
+      max_word_length: longer words are [UNK]; 200 in the original but for its reading comprehension
+        and Hugging Face, which have 100.
 
     Attributes:
       files: name -> content, what a copy of the vocabulary consists of.
@@ -93,9 +95,14 @@ class WordPieceTokenizer:
     """
 
     def __init__(
-        self, vocab_file: str | os.PathLike, lower_case: bool = True, size: int | None = None
+        self,
+        vocab_file: str | os.PathLike,
+        lower_case: bool = True,
+        size: int | None = None,
+        max_word_length: int = MAX_WORD_LENGTH,
     ):
         self.vocab_file = str(vocab_file)
+        self.max_word_length = max_word_length
         self.lower_case = lower_case
         self.vocabulary = read_vocabulary(vocab_file)
         self.files = {"vocab.txt": epath.Path(vocab_file).read_bytes()}
@@ -292,7 +299,7 @@ class WordPieceTokenizer:
 
     def _match(self, word: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         unknown = (self.unk_id,), (len(word),)
-        if len(word) > MAX_WORD_LENGTH:
+        if len(word) > self.max_word_length:
             return unknown
         ids: list[int] = []
         ends: list[int] = []

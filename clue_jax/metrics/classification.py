@@ -1,4 +1,4 @@
-"""Scores of predictions, exact and on the host."""
+"""Scores of labels."""
 
 from __future__ import annotations
 

@@ -29,35 +29,40 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> d
     }
 
 
-def classification(
+def task_loss(
     kind: str, logits: jax.Array, labels: jax.Array, weights: jax.Array
 ) -> dict[str, jax.Array]:
-    """The loss of a task's kind of label, summed over the rows.
+    """The loss of a task's kind of label, summed over the rows, or over the tokens of tags.
 
     Args:
-      kind: "single", cross entropy; "multi", binary cross entropy summed over the classes; "score",
-        squared error.
-      logits: float32 [B, C], for scores [B, 1].
-      labels: int [B], float [B, C] or float [B].
-      weights: float [B]; 0 leaves a row out.
+      kind: "single", cross entropy; "choice" and "tags" likewise, over choices and for every token;
+        "spans", the mean of the cross entropies of start and end; "multi", binary cross entropy
+        summed over the classes; "score", squared error.
+      logits: float32 [B, C]; of "choice" [B, C choices]; of "tags" [B, T, C]; of "spans" [B, 2, T];
+        of "score" [B, 1].
+      labels: int [B]; of "tags" int [B, T]; of "spans" int [B, 2], start and end; of "multi" float
+        [B, C]; of "score" float [B].
+      weights: float, [B] or for "tags" [B, T]; 0 leaves an element out.
 
     Returns:
-      "loss_sum", "correct_sum" (of single labels: how often the largest logit is right; 0
-      otherwise) and "weight_sum".
+      "loss_sum", "correct_sum" (how often the largest logit is right, of spans both; 0 for "multi"
+      and "score") and "weight_sum".
     """
-    if kind == "single":
+    if kind in ("single", "choice", "tags"):
         return cross_entropy(logits, labels, weights)
-    if kind == "multi":
+    total = jnp.sum(weights.astype(jnp.float32))
+    correct = jnp.zeros_like(total)
+    if kind == "spans":
+        of_label = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+        losses = jnp.mean(jax.nn.logsumexp(logits, axis=-1) - of_label, axis=-1)
+        both = jnp.all(jnp.argmax(logits, axis=-1) == labels, axis=-1)
+        correct = jnp.sum(both * weights)
+    elif kind == "multi":
         # log(1 + exp(x)) - x * label, which is the cross entropy of sigmoid(x).
         losses = jnp.sum(jax.nn.softplus(logits) - logits * labels, axis=-1)
     else:
         losses = jnp.square(logits[:, 0] - labels)
-    total = jnp.sum(weights)
-    return {
-        "loss_sum": jnp.sum(losses * weights),
-        "correct_sum": jnp.zeros_like(total),
-        "weight_sum": total,
-    }
+    return {"loss_sum": jnp.sum(losses * weights), "correct_sum": correct, "weight_sum": total}
 
 
 def mean(sums: dict[str, jax.Array]) -> jax.Array:

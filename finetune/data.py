@@ -1,29 +1,21 @@
-"""The files of a task, in a folder or a zip, and their examples as padded rows."""
+"""The files of a task, in a folder or a zip, or downloaded."""
 
 from __future__ import annotations
 
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from clue_jax.data.batches import Batch
 from clue_jax.errors import UserError
-from clue_jax.features.sequences import build_row, pad_rows
 from clue_jax.fetch import cache_directory, fetch, join
 from clue_jax.files import sha256
-from clue_jax.text import Tokenizer
-from finetune.task import Example, Task, read_examples
+from finetune.forms import FORMS
+from finetune.task import Content, Task
 
 # CLUE's own; `NAME_public.zip` lies there for each of its tasks.
 ADDRESS = "https://storage.googleapis.com/cluebenchmark/tasks"
-SHORTEST = 32  # the smallest bucket, in slots
-_WINDOW = 50  # batches whose rows are sorted by length together
 
 
 def read_split(
@@ -32,7 +24,7 @@ def read_split(
     split: str,
     version: str = "1.1",
     limit: int | None = None,
-) -> list[Example] | None:
+) -> list[Any] | None:
     """The examples of a split; None if there is no such file and it is not needed.
 
     Args:
@@ -46,16 +38,52 @@ def read_split(
     Raises:
       UserError: if a file for training is missing, or a file is not as it should be.
     """
-    name = {"train": task.train, "dev": task.dev}.get(split, task.test.get(version))
+    names = task.files(split, version)
     place = download(task)[0] if place is None else Path(place)
-    found = _read(task, place, name) if name else None
-    if found is None:
+    examples: list[Any] = []
+    for name in names:
+        found = _read(task, place, name)
+        if found is None and split != "test":
+            raise UserError(f"{place}: holds no {name} of {task.name}, nor {task.archive}")
+        if found is None:
+            return None
+        source = found[1]
+        answers = None
+        if split != "test" and task.answers_file:
+            answers = _read(task, place, task.answers_file(name))
+            if answers is None:
+                wanted = task.answers_file(name)
+                raise UserError(f"{source}: the answers to it, {wanted}, do not stand beside it")
+        examples += read_examples(task, found, split != "test", answers)
+    if not names:
         if split == "test":
             return None
-        raise UserError(f"{place}: holds no {name or split} of {task.name}, nor {task.archive}")
-    data, source = found
-    examples = read_examples(task, data, source, labelled=split != "test")
+        raise UserError(f"{task.name} has no {split} set")
     return examples[: limit * task.group] if limit else examples
+
+
+def read_examples(
+    task: Task, content: Content, labelled: bool, answers: Content | None = None
+) -> list[Any]:
+    """The examples of a file, by the task's own reader or that of its form."""
+    return (task.read or FORMS[task.kind].read)(task, content, labelled, answers)
+
+
+def read_file(task: Task, path: str, labelled: bool) -> list[Any]:
+    """The examples of a single file, wherever it is.
+
+    Raises:
+      UserError: if it cannot be read, or is not as it should be.
+    """
+    answers = None
+    try:
+        data = Path(path).read_bytes()
+        if labelled and task.answers_file:
+            beside = Path(path).parent / task.answers_file(Path(path).name)
+            answers = beside.read_bytes(), str(beside)
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot read ({error.strerror})") from error
+    return read_examples(task, (data, path), labelled, answers)
 
 
 def is_published(task: Task) -> bool:
@@ -90,7 +118,7 @@ def download(
     return path, record | {"sha256": sha256(path), "cached": cached}
 
 
-def _read(task: Task, place: Path, name: str) -> tuple[bytes, str] | None:
+def _read(task: Task, place: Path, name: str) -> Content | None:
     """The content of a file and where it stood."""
     if not place.exists():
         raise UserError(f"{place}: no such file or folder")
@@ -106,7 +134,7 @@ def _read(task: Task, place: Path, name: str) -> tuple[bytes, str] | None:
     return None
 
 
-def _from_zip(path: Path, name: str) -> tuple[bytes, str] | None:
+def _from_zip(path: Path, name: str) -> Content | None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = [m for m in archive.namelist() if m == name or m.endswith(f"/{name}")]
@@ -114,117 +142,3 @@ def _from_zip(path: Path, name: str) -> tuple[bytes, str] | None:
             return (archive.read(members[0]), f"{path}/{members[0]}") if members else None
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError) as error:
         raise UserError(f"{path}: damaged, or not a zip file ({error})") from error
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Tokenized examples.
-
-    Attributes:
-      ids, segments: of each example, special tokens included, cut to the longest length.
-      labels: int [n], float [n] for scores, float [n, C] for several labels; zeros without labels.
-    """
-
-    ids: list[list[int]]
-    segments: list[list[int]]
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-def tokenize(
-    examples: Sequence[Example], tokenizer: Tokenizer, task: Task, max_length: int
-) -> Rows:
-    """The rows of examples, in order.
-
-    Args:
-      examples: with or without labels.
-      tokenizer: of the model.
-      task: gives the order of the labels.
-      max_length: T at most.
-    """
-    firsts = tokenizer.encode_batch([example.text_a for example in examples])
-    seconds = tokenizer.encode_batch([example.text_b or "" for example in examples])
-    ids, segments = [], []
-    for i in range(len(examples)):
-        a = firsts.ids[firsts.row_splits[i] : firsts.row_splits[i + 1]].tolist()
-        b = seconds.ids[seconds.row_splits[i] : seconds.row_splits[i + 1]].tolist()
-        row, row_segments = build_row(tokenizer, a, b, max_length)
-        ids.append(row)
-        segments.append(row_segments)
-    return Rows(ids, segments, _labels(examples, task))
-
-
-def _labels(examples: Sequence[Example], task: Task) -> np.ndarray:
-    index = {label: i for i, label in enumerate(task.labels)}
-    if task.kind == "score":
-        return np.array([example.label or 0.0 for example in examples], np.float32)
-    if task.kind == "multi":
-        labels = np.zeros((len(examples), len(task.labels)), np.float32)
-        for i, example in enumerate(examples):
-            labels[i, [index[name] for name in example.label or ()]] = 1
-        return labels
-    return np.array([index.get(example.label, 0) for example in examples], np.int32)
-
-
-def buckets(max_length: int) -> tuple[int, ...]:
-    """The lengths that programs are compiled for: powers of two from 32, and the longest."""
-    lengths = [SHORTEST]
-    while lengths[-1] * 2 < max_length:
-        lengths.append(lengths[-1] * 2)
-    return (*(length for length in lengths if length < max_length), max_length)
-
-
-def train_order(
-    rows: Rows, batch_size: int, seed: int, epoch: int, by_length: bool
-) -> list[np.ndarray]:
-    """The batches of an epoch as row numbers: a pure function of its arguments.
-
-    A permutation of all rows, in which neighbouring batches are sorted by length so that each pads
-    little; which batch comes when is random again. The last batch may be smaller.
-
-    Args:
-      rows: the training set.
-      batch_size: B.
-      seed, epoch: of the permutation.
-      by_length: False keeps the plain permutation.
-    """
-    random = np.random.default_rng([seed, epoch])
-    order = random.permutation(len(rows))
-    if by_length:
-        lengths = np.array([len(row) for row in rows.ids])
-        window = _WINDOW * batch_size
-        parts = [order[i : i + window] for i in range(0, len(order), window)]
-        order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    return [batches[i] for i in random.permutation(len(batches))]
-
-
-def batch_of(
-    rows: Rows, chosen: np.ndarray, batch_size: int, lengths: Sequence[int], pad_id: int
-) -> Batch:
-    """Rows as arrays.
-
-    Returns:
-      "input_ids", "input_mask", "segment_ids" int32 [B, T], T the first of `lengths` that holds
-      all; "labels" [B] or [B, C]; "weights" float32 [B], 0 for the rows that fill up.
-    """
-    longest = max(len(rows.ids[i]) for i in chosen)
-    length = next(length for length in lengths if length >= longest)
-    picked = [(rows.ids[i], rows.segments[i]) for i in chosen]
-    padded = pad_rows(picked, length, pad_id, batch_size)
-    labels = np.zeros((batch_size, *rows.labels.shape[1:]), rows.labels.dtype)
-    labels[: len(chosen)] = rows.labels[chosen]
-    weights = (np.arange(batch_size) < len(chosen)).astype(np.float32)
-    return {**padded._asdict(), "labels": labels, "weights": weights}
-
-
-def eval_batches(
-    rows: Rows, batch_size: int, lengths: Sequence[int], pad_id: int
-) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Every row once, neighbours in length together: row numbers and their batch."""
-    order = np.argsort([len(row) for row in rows.ids], kind="stable")
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        yield chosen, batch_of(rows, chosen, batch_size, lengths, pad_id)

@@ -14,17 +14,18 @@ import numpy as np
 import tyro
 from jax.sharding import Mesh
 
-from clue_jax import losses, metrics
+from clue_jax import losses
+from clue_jax.convert.loaded import LoadedModel
 from clue_jax.errors import UserError, run_command
 from clue_jax.files import atomic_file
-from clue_jax.model import ClassificationModel
 from clue_jax.sharding import check_batch_size, make_mesh, put_batch, state_shardings
 from clue_jax.train_state import compute_dtype
-from finetune.data import Rows, buckets, eval_batches, tokenize
-from finetune.model import load_fine_tuned
-from finetune.task import Example, Task, read_examples
-
-_LENGTHS = (16, 32, 64, 128, 256, 512)
+from finetune.data import read_file
+from finetune.forms import FORMS, Logits
+from finetune.forms.labels import confusion
+from finetune.model import TaskModel, build_model, head_of, load_fine_tuned, normalizer_of
+from finetune.rows import Rows, buckets, eval_batches
+from finetune.task import Task
 
 
 @dataclass(frozen=True)
@@ -55,23 +56,16 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     mesh = make_mesh(settings.mesh)
     check_batch_size(settings.batch_size, mesh)
     loaded, task = load_fine_tuned(settings.model, settings.task, settings.input)
-    try:
-        data = Path(settings.input).read_bytes()
-    except OSError as error:
-        raise UserError(f"{settings.input}: cannot read ({error.strerror})") from error
-    examples = read_examples(task, data, settings.input, labelled=True)
+    examples = read_file(task, settings.input, labelled=True)
     seq_len = settings.seq_len or loaded.info["max_seq_length"]
-    rows = tokenize(examples, loaded.tokenizer, task, seq_len)
-    model = ClassificationModel(
-        loaded.config.without_dropout(), len(task.labels), compute_dtype(settings.dtype)
+    normalize = normalizer_of(task, loaded)
+    rows = FORMS[task.kind].rows(examples, task, loaded.tokenizer, normalize, seq_len)
+    logits, loss = evaluate_directory(
+        loaded, task, rows, settings.batch_size, seq_len, mesh, settings.dtype
     )
-    params = {name: loaded.params[name] for name in ("bert", "classifier")}
-    params = jax.device_put(params, state_shardings(params, mesh))
-    logits, loss = evaluate(
-        model, params, rows, settings.batch_size, seq_len, loaded.tokenizer.pad_id, task.kind, mesh
-    )
+    form = FORMS[task.kind]
     result = {"task": task.name, "examples": len(examples) // task.group}
-    result |= scores(task, rows, logits) | {"loss": loss} | _by_length(task, rows, logits)
+    result |= form.scores(task, rows, logits) | {"loss": loss} | form.details(task, rows, logits)
     if settings.confusion:
         if task.kind != "single":
             raise UserError("--confusion needs a task of single labels")
@@ -81,8 +75,25 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     return result
 
 
+def evaluate_directory(
+    loaded: LoadedModel,
+    task: Task,
+    rows: Rows,
+    batch_size: int,
+    seq_len: int,
+    mesh: Mesh,
+    dtype: str | None,
+) -> tuple[Logits, float]:
+    """Logits and mean loss of a fine-tuned model; see `evaluate`."""
+    model = build_model(task, loaded.config.without_dropout(), compute_dtype(dtype))
+    params = {name: loaded.params[name] for name in ("bert", head_of(task))}
+    params = jax.device_put(params, state_shardings(params, mesh))
+    pad_id = loaded.tokenizer.pad_id
+    return evaluate(model, params, rows, batch_size, seq_len, pad_id, task.kind, mesh)
+
+
 def evaluate(
-    model: ClassificationModel,
+    model: TaskModel,
     params: Any,
     rows: Rows,
     batch_size: int,
@@ -90,15 +101,39 @@ def evaluate(
     pad_id: int,
     kind: str,
     mesh: Mesh,
-) -> tuple[np.ndarray, float]:
-    """Logits of all rows in their order, float32 [n, C], and the mean loss."""
-    logits = np.zeros((len(rows), model.classes), np.float32)
-    loss = 0.0
+) -> tuple[Logits, float]:
+    """Logits of all units in their order, and the mean loss.
+
+    Returns:
+      float32 [n, C]; where logits are as long as the row, an array for each unit: [2, T] for spans,
+      [T, C] for tags, T its own length.
+    """
+    logits: list[Any] = [None] * len(rows)
+    loss = weight = 0.0
     for chosen, batch in eval_batches(rows, batch_size, buckets(seq_len), pad_id):
         some, sums = eval_step(params, put_batch(batch, mesh), model=model, kind=kind)
-        logits[chosen] = np.asarray(some)[: len(chosen)]
+        store(logits, rows, chosen, np.asarray(some), kind)
         loss += float(sums["loss_sum"])
-    return logits, loss / max(1, len(rows))
+        weight += float(sums["weight_sum"])
+    return together(logits, kind), loss / max(1.0, weight)
+
+
+def store(logits: list[Any], rows: Rows, chosen: np.ndarray, some: np.ndarray, kind: str) -> None:
+    """Puts the logits of a batch in the places of its units, without padding."""
+    for i, array in zip(chosen, some, strict=False):
+        length = rows.lengths[i]
+        if kind == "spans":
+            array = array[:, :length].copy()
+        elif kind == "tags":
+            array = array[:length].copy()
+        logits[i] = array
+
+
+def together(logits: list[Any], kind: str) -> Logits:
+    """The logits of all units as one array, where they are equally long."""
+    if FORMS[kind].per_token:
+        return logits
+    return np.stack(logits) if logits else np.zeros((0, 1), np.float32)
 
 
 def eval_batch_size(batch_size: int, mesh: jax.sharding.Mesh) -> int:
@@ -109,61 +144,13 @@ def eval_batch_size(batch_size: int, mesh: jax.sharding.Mesh) -> int:
 
 @functools.partial(jax.jit, static_argnames=("model", "kind"))
 def eval_step(
-    params: Any, batch: Any, *, model: ClassificationModel, kind: str
+    params: Any, batch: Any, *, model: TaskModel, kind: str
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Logits [B, C] of a batch, dropout off, and the sums of its loss."""
+    """Logits of a batch, dropout off, and the sums of its loss."""
     logits = model.apply(
         {"params": params}, batch["input_ids"], batch["input_mask"], batch["segment_ids"]
     )
-    return logits, losses.classification(kind, logits, batch["labels"], batch["weights"])
-
-
-def scores(task: Task, rows: Rows, logits: np.ndarray) -> dict[str, float]:
-    """What a task is judged by, and more; the first of `metric_name` decides."""
-    if task.kind == "score":
-        return metrics.regression(rows.labels, logits[:, 0])
-    if task.kind == "multi":
-        return metrics.multi_label(rows.labels > 0, logits > 0)
-    matrix = metrics.confusion(*grouped(task, rows.labels, logits), len(task.labels))
-    return metrics.classification(matrix)
-
-
-def metric_name(task: Task) -> str:
-    """The score that chooses the best checkpoint."""
-    return {"single": "accuracy", "multi": "micro_f1", "score": "spearman"}[task.kind]
-
-
-def grouped(task: Task, labels: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """True and predicted classes; where a record is several examples, one of each a record.
-
-    Of a group, the answer is the member with the largest probability of the last class, the first
-    of equals.
-    """
-    if task.group == 1:
-        return labels, logits.argmax(axis=1)
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    likely = np.exp(shifted[:, -1]) / np.exp(shifted).sum(axis=1)
-    return (
-        labels.reshape(-1, task.group).argmax(axis=1),
-        likely.reshape(-1, task.group).argmax(axis=1),
-    )
-
-
-def _by_length(task: Task, rows: Rows, logits: np.ndarray) -> dict[str, Any]:
-    """Accuracy by number of tokens, for tasks of single labels."""
-    if task.kind != "single" or task.group > 1:
-        return {}
-    lengths = np.array([len(row) for row in rows.ids])
-    right = logits.argmax(axis=1) == rows.labels
-    parts = {}
-    for low, high in zip((0, *_LENGTHS), _LENGTHS, strict=False):
-        inside = (lengths > low) & (lengths <= high)
-        if inside.any():
-            parts[f"{low + 1}-{high}"] = {
-                "examples": int(inside.sum()),
-                "accuracy": float(right[inside].mean()),
-            }
-    return {"by_length": parts}
+    return logits, losses.task_loss(kind, logits, batch["labels"], batch["weights"])
 
 
 def _draw(task: Task, rows: Rows, logits: np.ndarray, path: str) -> None:
@@ -173,7 +160,7 @@ def _draw(task: Task, rows: Rows, logits: np.ndarray, path: str) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    matrix = metrics.confusion(*grouped(task, rows.labels, logits), len(task.labels))
+    matrix = confusion(task, rows, logits)
     shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
     size = max(4.0, min(16.0, 0.45 * len(task.labels)))
     figure, axis = plt.subplots(figsize=(size + 1, size), layout="constrained")
@@ -195,16 +182,6 @@ def _draw(task: Task, rows: Rows, logits: np.ndarray, path: str) -> None:
         raise UserError(f"{path}: {error}") from error
     finally:
         plt.close(figure)
-
-
-def answers(task: Task, examples: Sequence[Example], logits: np.ndarray) -> list[Any]:
-    """The predicted label of each record, as the submission wants it."""
-    if task.kind == "score":
-        return [float(score) for score in logits[:, 0]]
-    if task.kind == "multi":
-        return [[task.labels[i] for i in np.flatnonzero(row > 0)] for row in logits]
-    _, chosen = grouped(task, np.zeros(len(examples), np.int64), logits)
-    return [task.labels[i] for i in chosen]
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clue_jax.files import read_text
-from finetune import evaluate as evaluation
+from finetune.forms import FORMS
 from finetune.task import Task
 
 Entry = dict[str, Any]
@@ -15,7 +15,7 @@ Entry = dict[str, Any]
 
 def better(a: Entry, b: Entry, task: Task) -> bool:
     """Whether evaluation `a` beats the earlier `b`: a higher score, or the same with less loss."""
-    metric = evaluation.metric_name(task)
+    metric = FORMS[task.kind].metric
     return (a[metric], -a["loss"]) > (b[metric], -b["loss"])
 
 

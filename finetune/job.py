@@ -16,11 +16,12 @@ from clue_jax import optim
 from clue_jax.config import ModelConfig
 from clue_jax.convert.loaded import LoadedModel
 from clue_jax.data.batches import Batch
-from clue_jax.model import ClassificationModel
 from clue_jax.train_state import TrainState, compute_dtype
-from finetune.data import Rows, batch_of, buckets, read_split, tokenize, train_order
-from finetune.model import load_start
+from finetune.data import read_split
+from finetune.forms import FORMS
+from finetune.model import TaskModel, architecture, build_model, head_of, load_start, normalizer_of
 from finetune.presets import Recipe
+from finetune.rows import Rows, batch_of, buckets, train_order
 from finetune.settings import Settings, check, filled, find_task
 from finetune.step import train_step
 from finetune.task import Task
@@ -37,6 +38,7 @@ class Job:
       task: what is to be learned.
       columns: of a person's own files; None for a task of CLUE.
       train, dev: examples as rows.
+      examples: of the training set, as the file counts them.
     """
 
     settings: Settings
@@ -46,6 +48,7 @@ class Job:
     columns: dict[str, Any] | None
     train: Rows
     dev: Rows
+    examples: int
 
     @property
     def epoch_steps(self) -> int:
@@ -77,11 +80,10 @@ class Job:
             hidden_dropout_prob=rate, attention_probs_dropout_prob=rate
         )
 
-    def model(self, dropout: bool) -> ClassificationModel:
+    def model(self, dropout: bool) -> TaskModel:
         """The model for training, or without dropout for evaluation."""
         config = self.config if dropout else self.config.without_dropout()
-        dtype = compute_dtype(self.settings.dtype)
-        return ClassificationModel(config, len(self.task.labels), dtype)
+        return build_model(self.task, config, compute_dtype(self.settings.dtype))
 
     def schedule(self, peak: float | jax.Array) -> optax.Schedule:
         """The learning rate by step, `peak` the largest."""
@@ -134,7 +136,8 @@ class Job:
         return {
             "task": self.task.name,
             "labels": self.task.labels,
-            "heads": {"classifier": "trained", "pooler": "trained"},
+            "heads": {head_of(self.task): "trained", "pooler": "trained"},
+            "architecture": architecture(self.task),
             "max_seq_length": self.plan.seq_len,
             "normalization": info.get("normalization", "none"),
             "license": info.get("license", "unknown"),
@@ -158,8 +161,12 @@ def prepare(settings: Settings, mesh: jax.sharding.Mesh) -> Job:
     task, columns = find_task(settings)
     plan = filled(settings, loaded)
     check(settings, plan, loaded, mesh)
-    rows = {}
+    normalize = normalizer_of(task, loaded)
+    rows, counts = {}, {}
     for split in ("train", "dev"):
         examples = read_split(task, settings.data_dir, split, settings.version, settings.limit)
-        rows[split] = tokenize(examples, loaded.tokenizer, task, plan.seq_len)
-    return Job(settings, plan, loaded, task, columns, rows["train"], rows["dev"])
+        rows[split] = FORMS[task.kind].rows(
+            examples, task, loaded.tokenizer, normalize, plan.seq_len
+        )
+        counts[split] = len(examples) // task.group
+    return Job(settings, plan, loaded, task, columns, rows["train"], rows["dev"], counts["train"])

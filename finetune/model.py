@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,14 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from clue_jax import sharding, zoo
+from clue_jax.config import ModelConfig
 from clue_jax.convert import merge
 from clue_jax.convert.loaded import LoadedModel
 from clue_jax.errors import UserError
-from clue_jax.model import ClassificationModel
+from clue_jax.model import ChoiceModel, ClassificationModel, SpanModel, TagModel
+from clue_jax.text.normalize import normalizer
 from clue_jax.train_state import TrainState
 from finetune.task import Task
 from finetune.tasks import TASKS
 from finetune.tasks.generic import ENDINGS, make
+
+TaskModel = ClassificationModel | ChoiceModel | SpanModel | TagModel
 
 
 def load_start(name: str) -> LoadedModel:
@@ -43,24 +47,39 @@ def starting_params(
     Args:
       loaded: the model.
       task: what it shall learn.
-      head: "new" leaves the model's classifier behind; "keep" takes it, if its labels are the
-        task's in the same order.
+      head: "new" leaves the model's head behind; "keep" takes it, if its labels are the task's in
+        the same order.
 
     Raises:
       UserError: if the classifier shall be kept and does not fit.
     """
     params = {"bert": loaded.params["bert"]}
     if head == "keep":
-        labels = tuple(loaded.info.get("labels") or ())
-        if "classifier" not in loaded.params:
-            raise UserError(f"{loaded.path}: has no classifier to keep; --head new starts one")
+        name, labels = head_of(task), tuple(loaded.info.get("labels") or ())
+        if name not in loaded.params:
+            raise UserError(f"{loaded.path}: has no {name} to keep; --head new starts one")
         if labels != task.labels:
             raise UserError(
-                f"{loaded.path}: its classifier has the labels {', '.join(labels) or 'unknown'}, "
-                f"{task.name} has {', '.join(task.labels)}; --head new starts another"
+                f"{loaded.path}: its {name} has the labels {', '.join(labels) or 'unknown'}, "
+                f"{task.name} has {', '.join(task.labels) or 'none'}; --head new starts another"
             )
-        params["classifier"] = loaded.params["classifier"]
+        params[name] = loaded.params[name]
     return params
+
+
+def head_of(task: Task) -> str:
+    """The name of the head's parameters."""
+    return "span" if task.kind == "spans" else "classifier"
+
+
+def architecture(task: Task) -> str:
+    """The transformers class that loads a model of this task."""
+    classes = {
+        "spans": "BertForQuestionAnswering",
+        "choice": "BertForMultipleChoice",
+        "tags": "BertForTokenClassification",
+    }
+    return classes.get(task.kind, "BertForSequenceClassification")
 
 
 def load_fine_tuned(
@@ -69,16 +88,16 @@ def load_fine_tuned(
     """A fine-tuned model directory and its task.
 
     Args:
-      directory: with a classifier and labels.
+      directory: with a head, and labels where it needs them.
       task_name: None takes the model's own.
       input_file: of a person's own task, whose ending says its form.
 
     Raises:
-      UserError: if the model has no classifier, or it is not one for the task.
+      UserError: if the model has no head, or it is not one for the task.
     """
     loaded = load_start(directory)
-    if "classifier" not in loaded.params:
-        raise UserError(f"{directory}: has no classifier; finetune.run makes one")
+    if not {"classifier", "span"} & set(loaded.params):
+        raise UserError(f"{directory}: has no head for a task; finetune.run makes one")
     labels = tuple(loaded.info["labels"])
     name = task_name or loaded.info["task"]
     if name == "generic":
@@ -87,6 +106,11 @@ def load_fine_tuned(
         known = ", ".join([*TASKS, "generic"])
         raise UserError(f"{directory}: is of task {name!r}; known: {known}; --task names one")
     task = TASKS[name]
+    if head_of(task) not in loaded.params:
+        raise UserError(
+            f"{directory}: is a model of {loaded.info['task']}, without the {head_of(task)} head "
+            f"of {name}"
+        )
     if labels != task.labels:
         raise UserError(
             f"{directory}: is a model of {loaded.info['task']} with {len(labels)} labels "
@@ -96,15 +120,31 @@ def load_fine_tuned(
     return loaded, task
 
 
+def normalizer_of(task: Task, loaded: LoadedModel) -> Callable[[str], str]:
+    """What is done to a text before it is tokenized, for this model and this task."""
+    return normalizer("t2s" if task.simplify else loaded.info.get("normalization", "none"))
+
+
 def own_task(columns: Mapping[str, Any], labels: tuple[str, ...], file: str) -> Task:
     """A person's own task, out of what the model directory keeps of its columns."""
     ending = Path(file).suffix.removeprefix(".")
     return make(ending if ending in ENDINGS else "jsonl", **columns, labels=labels)
 
 
-def random_params(model: ClassificationModel, key: jax.Array) -> Any:
+def build_model(task: Task, config: ModelConfig, dtype: jnp.dtype) -> TaskModel:
+    """The encoder with the head that the task's form needs."""
+    if task.kind == "spans":
+        return SpanModel(config, dtype)
+    if task.kind == "choice":
+        return ChoiceModel(config, dtype)
+    if task.kind == "tags":
+        return TagModel(config, len(task.labels), dtype)
+    return ClassificationModel(config, len(task.labels), dtype)
+
+
+def random_params(model: TaskModel, key: jax.Array) -> Any:
     """Initial weights, as the original draws them."""
-    ids = jnp.zeros((1, 8), jnp.int32)
+    ids = jnp.zeros((1, 2, 8) if isinstance(model, ChoiceModel) else (1, 8), jnp.int32)
     return model.init(key, ids, ids, ids)["params"]
 
 

@@ -8,19 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import tyro
 from jax.sharding import Mesh
 
-from clue_jax.errors import UserError, run_command
-from clue_jax.files import atomic_file
-from clue_jax.model import ClassificationModel
-from clue_jax.sharding import check_batch_size, make_mesh, state_shardings
-from clue_jax.train_state import compute_dtype
-from finetune.data import tokenize
-from finetune.evaluate import answers, evaluate
-from finetune.model import load_fine_tuned
-from finetune.task import Example, Task, read_examples
+from clue_jax.errors import run_command
+from clue_jax.files import atomic_file, write_json
+from clue_jax.sharding import check_batch_size, make_mesh
+from finetune.data import read_file
+from finetune.evaluate import evaluate_directory
+from finetune.forms import FORMS
+from finetune.model import load_fine_tuned, normalizer_of
+from finetune.task import Task
 
 
 @dataclass(frozen=True)
@@ -49,19 +47,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Runs the command line; prints and returns the summary."""
     settings = tyro.cli(Settings, args=argv)
     loaded, task = load_fine_tuned(settings.model, settings.task, settings.input)
-    try:
-        data = Path(settings.input).read_bytes()
-    except OSError as error:
-        raise UserError(f"{settings.input}: cannot read ({error.strerror})") from error
-    examples = read_examples(task, data, settings.input, labelled=False)
+    examples = read_file(task, settings.input, labelled=False)
     seq_len = settings.seq_len or loaded.info["max_seq_length"]
     mesh = make_mesh(settings.mesh)
     check_batch_size(settings.batch_size, mesh)
-    predict(
+    count = predict(
         settings.model, task, examples, Path(settings.output), seq_len, settings.batch_size, mesh,
         settings.dtype,
     )  # fmt: skip
-    result = {"output": settings.output, "task": task.name, "rows": len(examples) // task.group}
+    result = {"output": settings.output, "task": task.name, "rows": count}
     print(json.dumps(result, ensure_ascii=False))
     return result
 
@@ -69,39 +63,42 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 def predict(
     directory: str,
     task: Task,
-    examples: Sequence[Example],
+    examples: Sequence[Any],
     output: Path,
     seq_len: int,
     batch_size: int,
     mesh: Mesh,
     dtype: str | None,
-) -> None:
-    """Writes the predictions of a model directory.
+) -> int:
+    """Writes the predictions of a model directory in the form of the task's submission.
 
     Args:
       directory: of a fine-tuned model.
       task: of the examples.
       examples: in the order of the file.
-      output: JSON-lines file, an "id" and a "label" each.
+      output: the file; JSON lines with an "id" and a "label" each, or one JSON object of ids and
+        answers.
       seq_len: T.
       batch_size: B, which the mesh divides.
       mesh: of the devices.
       dtype: of the computation; None for the usual one.
+
+    Returns:
+      How many answers there are.
     """
     loaded, _ = load_fine_tuned(directory, task.name, str(output))
-    rows = tokenize(examples, loaded.tokenizer, task, seq_len)
-    model = ClassificationModel(
-        loaded.config.without_dropout(), len(task.labels), compute_dtype(dtype)
-    )
-    params = {name: loaded.params[name] for name in ("bert", "classifier")}
-    params = jax.device_put(params, state_shardings(params, mesh))
-    pad_id = loaded.tokenizer.pad_id
-    logits, _ = evaluate(model, params, rows, batch_size, seq_len, pad_id, task.kind, mesh)
-    predicted = answers(task, examples, logits)
+    form = FORMS[task.kind]
+    rows = form.rows(examples, task, loaded.tokenizer, normalizer_of(task, loaded), seq_len)
+    logits, _ = evaluate_directory(loaded, task, rows, batch_size, seq_len, mesh, dtype)
+    answers = form.answers(task, rows, logits)
+    if task.container == "mapping":
+        write_json(output, dict(answers))
+        return len(answers)
     with atomic_file(output) as file:
-        for example, label in zip(examples[:: task.group], predicted, strict=True):
-            line = {"id": example.id, "label": label, **task.answer}
+        for name, answer in answers:
+            line = {"id": name, "label": answer, **task.answer}
             file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+    return len(answers)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from clue_jax.train_state import abstract, new_state
 from finetune import evaluate as evaluation
 from finetune import predict
 from finetune.data import read_split
+from finetune.forms import FORMS
 from finetune.history import Entry, best, better, dev_history, stopped
 from finetune.job import Job, dropout_key, prepare
 from finetune.model import random_params, starting_params, with_params
@@ -107,7 +108,7 @@ def run(settings: Settings) -> dict[str, Any]:
                         job.plan.seq_len, pad_id, task.kind, mesh,
                     )  # fmt: skip
                     entry = {"step": step, "loss": loss}
-                    entry |= evaluation.scores(task, job.dev, logits)
+                    entry |= FORMS[task.kind].scores(task, job.dev, logits)
                     if best(history, task) is None or better(entry, best(history, task), task):
                         params = jax.device_get(state.params)
                         save_best(output, params, job)
@@ -132,7 +133,7 @@ def save_best(output: Path, params: Any, job: Job) -> None:
 
 def summary(job: Job, history: list[Entry]) -> dict[str, Any]:
     """What a run reached."""
-    metric = evaluation.metric_name(job.task)
+    metric = FORMS[job.task.kind].metric
     chosen = best(history, job.task)
     settings = job.settings
     return {
@@ -142,7 +143,7 @@ def summary(job: Job, history: list[Entry]) -> dict[str, Any]:
         "best_value": chosen[metric],
         "best_step": chosen["step"],
         "steps": job.steps,
-        "train_examples": len(job.train) // job.task.group,
+        "train_examples": job.examples,
         "dev": history,
         "seed": settings.seed,
         "settings": job.fixed,

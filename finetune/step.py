@@ -11,7 +11,6 @@ import optax
 
 from clue_jax import losses
 from clue_jax.data.batches import Batch
-from clue_jax.model import ClassificationModel
 from clue_jax.train_state import TrainState
 from finetune.task import Task
 
@@ -20,7 +19,7 @@ def train_step(
     state: TrainState,
     batch: Batch,
     *,
-    model: ClassificationModel,
+    model: Any,
     optimizer: optax.GradientTransformation,
     key: jax.Array,
     kind: str,
@@ -30,10 +29,10 @@ def train_step(
 
     Args:
       state: before it.
-      batch: see `finetune.data.batch_of`.
+      batch: see `finetune.rows.batch_of`.
       model, optimizer: as built.
       key: of the run; the step's dropout key is folded from it.
-      kind: see `clue_jax.losses.classification`.
+      kind: see `clue_jax.losses.task_loss`.
       accumulate: parts in which the batch is computed, whose gradients are added; B is a multiple.
 
     Returns:
@@ -47,7 +46,7 @@ def train_step(
             {"params": params}, part["input_ids"], part["input_mask"], part["segment_ids"],
             deterministic=False, rngs={"dropout": part_key},
         )  # fmt: skip
-        sums = losses.classification(kind, logits, part["labels"], part["weights"])
+        sums = losses.task_loss(kind, logits, part["labels"], part["weights"])
         return sums["loss_sum"] / total, sums
 
     gradient_of = jax.grad(loss_of, has_aux=True)
@@ -79,6 +78,6 @@ def means(sums: list[dict[str, Any]], task: Task) -> dict[str, float]:
         "loss": total["loss_sum"] / max(1.0, total["weight_sum"]),
         "gradient_norm": total["gradient_norm"] / len(sums),
     }
-    if task.kind == "single":
+    if task.kind not in ("multi", "score"):
         numbers["accuracy"] = total["correct_sum"] / max(1.0, total["weight_sum"])
     return numbers

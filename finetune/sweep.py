@@ -30,15 +30,15 @@ from clue_jax.checkpoint import Checkpoints
 from clue_jax.data.batches import Batch, stream
 from clue_jax.errors import UserError, run_command
 from clue_jax.files import atomic_file, read_json, write_json, write_text
-from clue_jax.model import ClassificationModel
 from clue_jax.runlog import RunLog
 from clue_jax.train_state import TrainState, abstract
 from finetune import evaluate as evaluation
 from finetune import settings as run_settings
-from finetune.data import buckets, eval_batches
+from finetune.forms import FORMS
 from finetune.history import Entry, best, better, dev_history
 from finetune.job import Job, dropout_key, prepare
-from finetune.model import overlay, random_params, starting_params
+from finetune.model import TaskModel, overlay, random_params, starting_params
+from finetune.rows import buckets, eval_batches
 from finetune.run import predict_test, save_best
 from finetune.step import means
 from finetune.task import Task
@@ -238,7 +238,7 @@ def _put(tree: Any, mesh: Mesh) -> Any:
 
 @functools.partial(jax.jit, static_argnames=("model", "kind"))
 def _eval_step(
-    params: Any, batch: Batch, *, model: ClassificationModel, kind: str
+    params: Any, batch: Batch, *, model: TaskModel, kind: str
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     step = functools.partial(evaluation.eval_step, model=model, kind=kind)
     return jax.vmap(step, in_axes=(0, None))(params, batch)
@@ -247,19 +247,22 @@ def _eval_step(
 def _evaluate(job: Job, params: Any, cells: list[Cell], mesh: Mesh, step: int) -> dict[Cell, Entry]:
     """The evaluation of each cell on the whole dev set."""
     task, rows = job.task, job.dev
-    model = job.model(dropout=False)
-    logits = np.zeros((len(cells), len(rows), model.classes), np.float32)
-    loss = np.zeros(len(cells))
+    model, form = job.model(dropout=False), FORMS[job.task.kind]
+    logits: list[list[Any]] = [[None] * len(rows) for _ in cells]
+    loss, weight = np.zeros(len(cells)), np.zeros(len(cells))
     pad_id = job.loaded.tokenizer.pad_id
     lengths = buckets(job.plan.seq_len)
     for chosen, batch in eval_batches(rows, max(64, job.plan.batch_size), lengths, pad_id):
         placed = jax.device_put(batch, sharding.replicated(mesh))
         some, sums = _eval_step(params, placed, model=model, kind=task.kind)
-        logits[:, chosen] = np.asarray(some)[: len(cells), : len(chosen)]
+        for i, of_cell in enumerate(np.asarray(some)[: len(cells)]):
+            evaluation.store(logits[i], rows, chosen, of_cell, task.kind)
         loss += np.asarray(sums["loss_sum"], np.float64)[: len(cells)]
+        weight += np.asarray(sums["weight_sum"], np.float64)[: len(cells)]
+    loss /= np.maximum(1, weight)
     return {
-        cell: {"step": step, "loss": float(loss[i] / len(rows))}
-        | evaluation.scores(task, rows, logits[i])
+        cell: {"step": step, "loss": float(loss[i])}
+        | form.scores(task, rows, evaluation.together(logits[i], task.kind))
         for i, cell in enumerate(cells)
     }
 
@@ -315,7 +318,7 @@ def _best_of(entries: dict[Cell, Entry], task: Task) -> dict[str, float]:
 
 
 def _summary(job: Job, histories: dict[Cell, list[Entry]]) -> dict[str, Any]:
-    metric, task = evaluation.metric_name(job.task), job.task
+    metric, task = FORMS[job.task.kind].metric, job.task
     cells = []
     for cell, history in histories.items():
         top = best(history, task)
@@ -341,7 +344,7 @@ def _summary(job: Job, histories: dict[Cell, list[Entry]]) -> dict[str, Any]:
         "best_value": tops[winner][metric],
         "best_cell": dataclasses.asdict(winner) | {"step": tops[winner]["step"]},
         "steps": job.steps,
-        "train_examples": len(job.train) // task.group,
+        "train_examples": job.examples,
         "rates": rates,
         "cells": cells,
         "best": str(Path(job.settings.output) / "best"),

@@ -22,8 +22,11 @@ from clue_jax.errors import UserError
 from clue_jax.model import ClassificationModel
 from clue_jax.train_state import TrainState
 from finetune import evaluate, predict, run, step
-from finetune.data import Rows, batch_of, buckets, read_split, tokenize, train_order
+from finetune.data import read_split
+from finetune.forms.labels import grouped
+from finetune.forms.labels import rows as label_rows
 from finetune.history import best, stopped
+from finetune.rows import Rows, batch_of, buckets, train_order
 from finetune.tasks import TASKS
 
 # ---- The original's trajectory -------------------------------------------------------------------
@@ -162,7 +165,7 @@ def test_copa_is_answered_by_the_likelier_pair():
     """By hand; of equals the first."""
     logits = np.array([[0, 1.0], [0, 2.0], [5, 5.0], [3, 3.0], [1, 0.0], [9, 9.5]], np.float32)
     labels = np.array([0, 1, 1, 0, 1, 0])
-    true, predicted = evaluate.grouped(TASKS["copa"], labels, logits)
+    true, predicted = grouped(TASKS["copa"], labels, logits)
     assert true.tolist() == [1, 0, 0] and predicted.tolist() == [1, 0, 1]
 
 
@@ -274,7 +277,7 @@ def test_transformers_reads_the_best_model(finished, data):
     tokenizer = transformers.AutoTokenizer.from_pretrained(finished / "best")
     examples = read_split(TASKS["afqmc"], data, "dev")
     loaded = source.load(finished / "best")
-    rows = tokenize(examples, loaded.tokenizer, TASKS["afqmc"], 64)
+    rows = label_rows(examples, TASKS["afqmc"], loaded.tokenizer, str, 64)
     correct = 0
     for i, example in enumerate(examples):
         encoded = tokenizer(example.text_a, example.text_b, return_tensors="pt")
@@ -412,7 +415,7 @@ def test_a_model_of_another_task_is_refused(finished, data):
 
 
 def test_a_model_without_a_classifier_is_refused(micro_model, data):
-    with pytest.raises(UserError, match="has no classifier; finetune.run makes one"):
+    with pytest.raises(UserError, match="has no head for a task; finetune.run makes one"):
         evaluate.main(["--model", str(micro_model), "--input", str(data / "dev.json")])
 
 

@@ -14,7 +14,7 @@ from clue_jax.errors import UserError
 from clue_jax.features.marks import mark_spans
 from clue_jax.features.sequences import build_row, pad_rows
 from clue_jax.text import WordPieceTokenizer
-from finetune.task import read_examples
+from finetune.data import read_examples
 from finetune.tasks import TASKS
 
 RECORDED = {
@@ -38,7 +38,7 @@ def test_rows_are_the_recorded_ones(shared, vocabularies, name):
     examples = {}
     for split in ("train", "dev", "test"):
         data = (folder / "data" / name / f"{split}.json").read_bytes()
-        examples[split] = read_examples(task, data, f"{split}.json", labelled=split != "test")
+        examples[split] = read_examples(task, (data, f"{split}.json"), split != "test")
     seen = dict.fromkeys(examples, 0)
     with gzip.open(folder / f"{name}.jsonl.gz", "rt", encoding="utf-8", newline="\n") as file:
         for line in file:
@@ -83,7 +83,7 @@ def test_every_official_file_is_read(shared):
         with zipfile.ZipFile(shared / "data/clue" / task.archive) as archive:
             for file, count in zip((task.train, task.dev, task.test["1.1"]), expected, strict=True):
                 labelled = file != task.test["1.1"]
-                found = read_examples(task, archive.read(file), file, labelled)
+                found = read_examples(task, (archive.read(file), file), labelled)
                 assert count is None or len(found) == count, (name, file)
                 if not labelled:
                     assert len(found) == task.test_rows["1.1"]
@@ -92,11 +92,11 @@ def test_every_official_file_is_read(shared):
 def test_other_files_are_read(shared):
     for name, file, count in (("chnsenticorp", "dev.tsv", 1200), ("lcqmc", "dev.tsv", 8802)):
         with zipfile.ZipFile(shared / "data/other" / f"{name}.zip") as archive:
-            examples = read_examples(TASKS[name], archive.read(file), file, labelled=True)
+            examples = read_examples(TASKS[name], (archive.read(file), file), True)
         assert len(examples) == count
         assert {example.label for example in examples} == {"0", "1"}
     folder = shared / "data/formats/diagnostics/diagnostics_test.json"
-    (example,) = read_examples(TASKS["diagnostics"], folder.read_bytes(), "x", labelled=False)
+    (example,) = read_examples(TASKS["diagnostics"], (folder.read_bytes(), "x"), False)
     assert (example.id, example.text_b) == (1, "李四将要比赛。")
 
 
@@ -140,7 +140,7 @@ LINE = b'{"sentence1": "a", "sentence2": "b", "label": "0"}\n'
 )  # fmt: skip
 def test_wrong_files_are_refused_with_their_line(task, data, message):
     with pytest.raises(UserError) as error:
-        read_examples(TASKS[task], data, "x.json", labelled=True)
+        read_examples(TASKS[task], (data, "x.json"), True)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -148,19 +148,19 @@ def test_wrong_files_are_refused_with_their_line(task, data, message):
 def test_what_the_original_could_not_read():
     """Numbers and booleans as labels, a byte-order mark, U+2028 within a line."""
     data = b"\xef\xbb\xbf" + LINE.replace(b'"0"', b"1") + LINE.replace(b'"a"', '"\u2028"'.encode())
-    first, second = read_examples(TASKS["afqmc"], data, "x", labelled=True)
+    first, second = read_examples(TASKS["afqmc"], (data, "x"), True)
     assert first.label == "1" and second.text_a == "\u2028"
     data = b'{"text": "ab", "target": {"span1_text": "a", "span1_index": 0, "span2_text": "b", "span2_index": 1}, "label": true}'  # noqa: E501
-    assert read_examples(TASKS["cluewsc2020"], data, "x", labelled=True)[0].label == "true"
+    assert read_examples(TASKS["cluewsc2020"], (data, "x"), True)[0].label == "true"
 
 
 def test_kinds_of_labels():
     task = dataclasses.replace(TASKS["afqmc"], kind="multi", labels=("x", "y"))
     data = b'{"sentence1": "a", "sentence2": "b", "label": "x, y"}\n'
     data += b'{"sentence1": "a", "sentence2": "b", "label": []}'
-    assert [e.label for e in read_examples(task, data, "x", True)] == [("x", "y"), ()]
+    assert [e.label for e in read_examples(task, (data, "x"), True)] == [("x", "y"), ()]
     task = dataclasses.replace(task, kind="score")
-    assert read_examples(task, LINE.replace(b'"0"', b"0.5"), "x", True)[0].label == 0.5
+    assert read_examples(task, (LINE.replace(b'"0"', b"0.5"), "x"), True)[0].label == 0.5
     with pytest.raises(UserError, match="line 1"):
-        read_examples(task, LINE.replace(b'"0"', b'"nan"'), "x", True)
-    assert np.isfinite(read_examples(task, LINE, "x", True)[0].label)
+        read_examples(task, (LINE.replace(b'"0"', b'"nan"'), "x"), True)
+    assert np.isfinite(read_examples(task, (LINE, "x"), True)[0].label)

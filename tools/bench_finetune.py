@@ -24,10 +24,10 @@ from clue_jax import sharding
 from clue_jax.convert import model_dir
 from clue_jax.errors import UserError, run_command
 from clue_jax.train_state import new_state
-from finetune.data import Rows, batch_of
 from finetune.evaluate import eval_step
 from finetune.job import Job, dropout_key, prepare
 from finetune.model import random_params, starting_params, with_params
+from finetune.rows import Rows, batch_of
 from finetune.settings import Settings as RunSettings
 
 _COMPARED = 5  # batches

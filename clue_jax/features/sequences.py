@@ -59,15 +59,15 @@ def build_row(
 def pad_rows(
     rows: Sequence[tuple[Sequence[int], Sequence[int]]], length: int, pad_id: int, count: int
 ) -> Rows:
-    """Rows as arrays [count, length]; rows that are lacking have one real token, so that no
-    attention is over nothing."""
+    """Rows as arrays [count, length]; those that are lacking or empty have one real token, so that
+    no attention is over nothing."""
     ids = np.full((count, length), pad_id, np.int32)
     mask = np.zeros((count, length), np.int32)
     segments = np.zeros((count, length), np.int32)
     mask[len(rows) :, 0] = 1
     for i, (row, row_segments) in enumerate(rows):
         ids[i, : len(row)] = row
-        mask[i, : len(row)] = 1
+        mask[i, : max(1, len(row))] = 1
         segments[i, : len(row)] = row_segments
     return Rows(ids, mask, segments)
 

@@ -115,15 +115,18 @@ class Bert(nn.Module):
     Args:
       config: the sizes.
       dtype: of the computation; parameters are float32.
+      with_pooler: False for heads that have no use for it; new parameters then lack it.
     """
 
     config: ModelConfig
     dtype: jnp.dtype = jnp.float32
+    with_pooler: bool = True
 
     def setup(self) -> None:
         self.embeddings = Embeddings(self.config, self.dtype)
         self.encoder = Encoder(self.config, self.dtype)
-        self.pooler = dense(self.config, self.config.hidden_size, self.dtype)
+        if self.with_pooler:
+            self.pooler = dense(self.config, self.config.hidden_size, self.dtype)
 
     def __call__(
         self,
@@ -152,6 +155,8 @@ class Bert(nn.Module):
         x = self.embeddings(input_ids, segment_ids, position_ids, deterministic)
         all_layers = self.encoder(x, bias, deterministic)
         # Checkpoints that were made for masked-LM alone often lack the pooler.
-        has_pooler = self.is_initializing() or self.has_variable("params", "pooler")
+        has_pooler = self.with_pooler and (
+            self.is_initializing() or self.has_variable("params", "pooler")
+        )
         pooled = jnp.tanh(self.pooler(all_layers[-1][:, 0])) if has_pooler else None
         return EncoderOutput(all_layers[-1], pooled, all_layers)

@@ -8,7 +8,15 @@ from flax import linen as nn
 
 from clue_jax.config import ModelConfig
 from clue_jax.model.encoder import Bert, EncoderOutput
-from clue_jax.model.layers import ACTIVATIONS, Dropout, dense, initializer, layer_norm, precision
+from clue_jax.model.layers import (
+    ACTIVATIONS,
+    MASK_BIAS,
+    Dropout,
+    dense,
+    initializer,
+    layer_norm,
+    precision,
+)
 
 
 class MaskedLMHead(nn.Module):
@@ -64,6 +72,106 @@ class ClassificationModel(nn.Module):
         output = self.bert(input_ids, input_mask, segment_ids, deterministic=deterministic)
         pooled = self.dropout(output.pooled_output, deterministic)
         return self.classifier(pooled).astype(jnp.float32)
+
+
+class ChoiceModel(nn.Module):
+    """The encoder with a score for each choice, from the pooled first position of its row.
+
+    Args:
+      config: the sizes; its hidden dropout is also that of the pooled vector.
+      dtype: of the computation; parameters are float32.
+    """
+
+    config: ModelConfig
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        self.bert = Bert(self.config, self.dtype)
+        self.dropout = Dropout(self.config.hidden_dropout_prob)
+        self.classifier = dense(self.config, 1, self.dtype)
+
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        input_mask: jax.Array,
+        segment_ids: jax.Array,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Scores of the choices.
+
+        Args:
+          input_ids, input_mask, segment_ids: [B, C, T]. A row of at most one real token stands for
+            a choice that is not there.
+          deterministic: see `Bert`.
+
+        Returns:
+          float32 logits [B, C]; choices that are not there are out of the question.
+        """
+        rows = (x.reshape(-1, x.shape[-1]) for x in (input_ids, input_mask, segment_ids))
+        output = self.bert(*rows, deterministic=deterministic)
+        pooled = self.dropout(output.pooled_output, deterministic)
+        logits = self.classifier(pooled).astype(jnp.float32).reshape(input_ids.shape[:2])
+        return jnp.where(input_mask.sum(axis=-1) > 1, logits, MASK_BIAS)
+
+
+class SpanModel(nn.Module):
+    """The encoder with a score for each position to be the start, and the end, of an answer.
+
+    Args:
+      config: the sizes.
+      dtype: of the computation; parameters are float32.
+    """
+
+    config: ModelConfig
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        self.bert = Bert(self.config, self.dtype, with_pooler=False)
+        self.span = dense(self.config, 2, self.dtype)
+
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        input_mask: jax.Array,
+        segment_ids: jax.Array,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """float32 logits [B, 2, T] of starts and ends; for the arguments see `Bert`. Padding is out
+        of the question."""
+        output = self.bert(input_ids, input_mask, segment_ids, deterministic=deterministic)
+        logits = self.span(output.sequence_output).astype(jnp.float32).swapaxes(1, 2)
+        return jnp.where(input_mask[:, None] > 0, logits, MASK_BIAS)
+
+
+class TagModel(nn.Module):
+    """The encoder with scores of the tags of every position.
+
+    Args:
+      config: the sizes; its hidden dropout is also that of the last layer.
+      classes: C.
+      dtype: of the computation; parameters are float32.
+    """
+
+    config: ModelConfig
+    classes: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        self.bert = Bert(self.config, self.dtype, with_pooler=False)
+        self.dropout = Dropout(self.config.hidden_dropout_prob)
+        self.classifier = dense(self.config, self.classes, self.dtype)
+
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        input_mask: jax.Array,
+        segment_ids: jax.Array,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """float32 logits [B, T, C]; for the arguments see `Bert`."""
+        output = self.bert(input_ids, input_mask, segment_ids, deterministic=deterministic)
+        hidden = self.dropout(output.sequence_output, deterministic)
+        return self.classifier(hidden).astype(jnp.float32)
 
 
 class PretrainingModel(nn.Module):

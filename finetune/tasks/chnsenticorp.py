@@ -1,6 +1,7 @@
 """ChnSentiCorp: is a review positive? Tab-separated, with a header."""
 
-from finetune.task import Task, tab_separated
+from finetune.records import tab_separated
+from finetune.task import Task
 
 TASK = Task(
     name="chnsenticorp",
@@ -10,5 +11,5 @@ TASK = Task(
     dev="dev.tsv",
     test={"1.1": "test.tsv"},
     archive="chnsenticorp.zip",
-    read=tab_separated,
+    records=tab_separated,
 )

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from clue_jax.errors import UserError
-from finetune.task import Kind, Task, Texts, json_lines, label_name, tab_separated
+from finetune.forms.labels import label_name
+from finetune.records import json_lines, tab_separated
+from finetune.task import Kind, Task, Texts
 
 ENDINGS = ("jsonl", "json", "tsv", "csv")
 
@@ -45,7 +47,7 @@ def make(
         archive="generic.zip",
         kind=kind,
         label_field=label,
-        read=functools.partial(tab_separated, separator=separator) if separator else json_lines,
+        records=functools.partial(tab_separated, separator=separator) if separator else json_lines,
     )
 
 
@@ -65,7 +67,7 @@ def ending_of(folder: str) -> str:
 def labels_of(task: Task, data: bytes, source: str) -> tuple[str, ...]:
     """The labels that a training file has, sorted."""
     found: set[str] = set()
-    for line, record in (task.read or json_lines)(data, source):
+    for line, record in (task.records or json_lines)(data, source):
         if task.label_field not in record:
             raise UserError(f"{source}, line {line}: no field {task.label_field!r}")
         value = record[task.label_field]

@@ -2,7 +2,8 @@
 
 import functools
 
-from finetune.task import Task, tab_separated
+from finetune.records import tab_separated
+from finetune.task import Task
 
 TASK = Task(
     name="lcqmc",
@@ -12,5 +13,5 @@ TASK = Task(
     dev="dev.tsv",
     test={"1.1": "test.tsv"},
     archive="lcqmc.zip",
-    read=functools.partial(tab_separated, columns=("text_a", "text_b", "label")),
+    records=functools.partial(tab_separated, columns=("text_a", "text_b", "label")),
 )

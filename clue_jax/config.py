@@ -204,7 +204,7 @@ _NUMBERS = (
 )
 _HF_ONLY = (
     "model_type", "pad_token_id", "architectures", "transformers_version", "torch_dtype", "dtype",
-    "id2label", "label2id", "num_labels", "problem_type",
+    "id2label", "label2id", "num_labels",
 )  # fmt: skip
 
 # The sizes that CLUE published, all with the 8,021-token CLUEVocab (base: CLUECorpus2020's own).

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import http.client
 import json
 import os
 import re
 import shutil
 import stat
+import sys
 import time
 import unicodedata
 import urllib.error
@@ -21,6 +23,7 @@ import urllib.parse
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -91,11 +94,13 @@ def fetch(
     key: str | None = None,
     lock: Path | None = None,
     pause_s: float = 1.0,
+    check: Callable[[Path], Any] | None = None,
 ) -> Fetched:
     """Downloads a file (or copies a local one) and verifies it against its first download.
 
     A cut connection is tried again, and goes on where it ended if the file has not changed; so does
-    the next call. The file takes its name when it is complete.
+    the next call. The file takes its name when it is complete. Of processes that download the same
+    file, one does and the others wait for it.
 
     Args:
       address: a URL, or a local path.
@@ -104,6 +109,8 @@ def fetch(
         original, so that one is verified against the other.
       lock: the file of recorded digests (default: in the cache folder).
       pause_s: before the second attempt, in seconds; doubled every time.
+      check: reads what arrived and raises UserError if it is not what it should be; only what
+        passes is recorded. Of a zip, the checksums of all members are checked in any case.
 
     Raises:
       NotThere: if there is no such file.
@@ -111,13 +118,24 @@ def fetch(
     """
     lock = lock or cache_directory() / LOCK
     key = key or address
+    with exclusive(path):
+        return _fetch(address, path, key, lock, pause_s, check)
+
+
+def _fetch(
+    address: str,
+    path: Path,
+    key: str,
+    lock: Path,
+    pause_s: float,
+    check: Callable[[Path], Any] | None,
+) -> Fetched:
     part = path.parent / f"{path.name}.part"
-    path.parent.mkdir(parents=True, exist_ok=True)
     announced = None
     if is_url(address):
         announced = _download(_quoted(address), part, pause_s)
     else:
-        _copy(Path(address), part)
+        _copy(local(address), part)
     _refuse_html(part, path.name, address)
     size, digest = part.stat().st_size, sha256(part)
     if announced and digest != announced:
@@ -127,12 +145,48 @@ def fetch(
         part.unlink()
         raise UserError(f"{address}: is empty")
     try:
+        _check_zip(part, path.name)
+        if check is not None:
+            check(part)
+    except UserError as error:
+        part.unlink()
+        reason = str(error).replace(str(part), path.name)
+        raise UserError(f"{address}: what arrived is not right: {reason}") from error
+    try:
         before = _record(lock, key, {"sha256": digest, "size": size})
     except UserError as error:
         part.unlink()
         raise UserError(f"{address}: {error}") from error
     part.replace(path)
     return Fetched(path, size, digest, recorded=before is None)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Keeps other processes that want the same file or folder waiting for as long as it lasts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    locks = cache_directory() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256(os.path.realpath(path).encode()).hexdigest()[:32]
+    with (locks / name).open("w") as guard:
+        try:
+            fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that writes {path}", file=sys.stderr)
+            fcntl.flock(guard, fcntl.LOCK_EX)
+        yield
+
+
+def _check_zip(part: Path, name: str) -> None:
+    if not name.endswith(".zip"):
+        return
+    try:
+        with zipfile.ZipFile(part) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
+        raise UserError(f"{part}: damaged ({error})") from error
+    if damaged:
+        raise UserError(f"{part}: damaged; the checksum of {damaged} does not match")
 
 
 def _record(lock: Path, key: str, entry: dict[str, Any]) -> dict[str, Any] | None:
@@ -162,7 +216,12 @@ def is_url(address: str) -> bool:
 
 def join(place: str, name: str) -> str:
     """A file of a folder or URL."""
-    return f"{place.rstrip('/')}/{name}" if is_url(place) else str(Path(place) / name)
+    return f"{place.rstrip('/')}/{name}" if is_url(place) else str(local(place) / name)
+
+
+def local(address: str) -> Path:
+    """A local path, which may be written as a file: URL."""
+    return Path(urllib.parse.unquote(re.sub(r"^file:(//(localhost)?(?=/))?", "", address)))
 
 
 def _quoted(url: str) -> str:
@@ -200,10 +259,12 @@ def _download(url: str, part: Path, pause_s: float) -> str | None:
         except _Cut as error:
             if attempt == ATTEMPTS:
                 kept = part.stat().st_size if part.exists() else 0
-                raise UserError(
-                    f"{url}: {error}, after {ATTEMPTS} attempts; {kept} bytes are kept in {part} "
-                    "and the same command goes on from there"
-                ) from error
+                rest = (
+                    f"; {kept} bytes are kept in {part} and the same command goes on from there"
+                    if kept
+                    else ""
+                )
+                raise UserError(f"{url}: {error}, after {ATTEMPTS} attempts{rest}") from error
             time.sleep(pause_s * 2 ** (attempt - 1))
         except OSError as error:
             raise UserError(f"{part}: cannot write ({error.strerror or error})") from error
@@ -339,12 +400,21 @@ _LARGEST_RATIO = 200  # weights shrink by a tenth, text to a fifth
 _ALWAYS_ALLOWED = 64 << 20
 
 
-def unpack(archive: str | os.PathLike, directory: str | os.PathLike) -> list[str]:
+def unpack(
+    archive: str | os.PathLike,
+    directory: str | os.PathLike,
+    finish: Callable[[Path, list[str]], None] | None = None,
+) -> list[str]:
     """Unpacks a zip into a folder of its own, which appears complete or not at all.
 
     Every member is checked before anything is written: names that leave the folder, links and
     other special files, encrypted members, names that differ in case only, and sizes out of
     proportion are refused.
+
+    Args:
+      archive: the zip.
+      directory: the folder, not there or empty.
+      finish: adds to the unpacked files before the folder appears; gets it and their names.
 
     Returns:
       The names of the files.
@@ -372,6 +442,8 @@ def unpack(archive: str | os.PathLike, directory: str | os.PathLike) -> list[str
                     with file.open(member) as source, target.open("xb") as out:
                         # The library ends at the announced size and checks the CRC-32 there.
                         shutil.copyfileobj(source, out, _CHUNK)
+                if finish is not None:
+                    finish(folder, [member.filename for member in members])
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise UserError(f"{archive}: damaged, or not a zip file ({error})") from error
     except zlib.error as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -17,6 +19,12 @@ from clue_jax.text.normalize import normalizer
 
 Pooling = Literal["cls", "mean", "last2"]
 _BATCH = 32  # rows a call, so that few programs are compiled
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """Says something once."""
+    logging.getLogger(__name__).warning(message)
 
 
 class Filling(NamedTuple):
@@ -58,6 +66,8 @@ class Predictor:
         Raises:
           UserError: for a text without a mask, one that is too long, or a model without the head.
         """
+        if self.model.info.get("heads", {}).get("masked_lm") == "fresh":
+            _warn(f"{self.model.path}: its masked-LM head was never trained; its answers are noise")
         if not isinstance(top_k, int) or not 1 <= top_k <= self.config.vocab_size:
             raise UserError(f"top_k {top_k} must lie between 1 and {self.config.vocab_size}")
         tokenizer = self.tokenizer

@@ -6,6 +6,7 @@ are computed from the sizes (a test does it again).
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from dataclasses import dataclass, replace
@@ -15,10 +16,12 @@ from typing import Any, Literal
 from clue_jax.config import PRESETS, ModelConfig
 from clue_jax.convert import source
 from clue_jax.convert.loaded import LoadedModel
-from clue_jax.convert.weights import CANDIDATES
+from clue_jax.convert.torch_file import read_torch_file
+from clue_jax.convert.weights import CANDIDATES, read_safetensors
 from clue_jax.errors import UserError
-from clue_jax.fetch import NotThere, cache_directory, fetch, join, unpack
-from clue_jax.files import read_object, write_json
+from clue_jax.fetch import NotThere, cache_directory, exclusive, fetch, join, unpack
+from clue_jax.files import atomic_directory, read_object, sha256, write_json
+from clue_jax.text.wordpiece import read_vocabulary
 
 Origin = Literal["tf", "hf"]
 VOCABULARY = 8021
@@ -132,6 +135,13 @@ def download(
         raise UserError(f"unknown model {name!r}; known: {', '.join(ZOO)}")
     folder = Path(output) if output else cache_directory() / "models" / f"{model.name}-{origin}"
     folder = folder.absolute().resolve()
+    with exclusive(folder):  # another process may be at it
+        return _download(model, origin, folder, mirror)
+
+
+def _download(
+    model: ZooModel, origin: Origin, folder: Path, mirror: str | None
+) -> tuple[Path, dict[str, Any]]:
     if (folder / RECORD).exists():
         record = read_object(folder / RECORD)
         if (record.get("model"), record.get("origin")) != (model.name, origin):
@@ -142,12 +152,19 @@ def download(
         raise UserError(f"{folder}: is not empty; choose another --output")
     record = {"model": model.name, "origin": origin, "fetched": []}
     if origin == "tf":
-        files = _fetch_tf(model, folder, mirror, record)
+        _fetch_tf(model, folder, mirror, record)
     else:
-        files = _fetch_hf(model, folder, mirror, record)
-    record["files"] = {name: (folder / name).stat().st_size for name in sorted(files)}
-    write_json(folder / RECORD, record)
+        _fetch_hf(model, folder, mirror, record)
     return folder, record | {"cached": False}
+
+
+def _finish(folder: Path, files: list[str], record: dict[str, Any]) -> None:
+    """Writes the record of a folder that is complete otherwise."""
+    record["files"] = {
+        name: {"size": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+        for name in sorted(files)
+    }
+    write_json(folder / RECORD, record)
 
 
 def load(name: str, origin: Origin | None = None, **options: Any) -> LoadedModel:
@@ -191,30 +208,25 @@ def _check_cached(folder: Path, record: dict[str, Any]) -> None:
     files = record.get("files")
     if not isinstance(files, dict) or not files:
         raise UserError(f"{folder / RECORD}: damaged; remove {folder} and download again")
-    for name, size in files.items():
-        if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+    for name, known in files.items():
+        file = folder / name
+        if not isinstance(known, dict) or not file.is_file() or sha256(file) != known.get("sha256"):
             raise UserError(
-                f"{folder / name}: missing or of another size than downloaded; remove {folder} and "
-                "download again"
+                f"{file}: missing or not as it was downloaded; remove {folder} and download again"
             )
 
 
-def _fetch_tf(
-    model: ZooModel, folder: Path, mirror: str | None, record: dict[str, Any]
-) -> list[str]:
+def _fetch_tf(model: ZooModel, folder: Path, mirror: str | None, record: dict[str, Any]) -> None:
     address = join(mirror, f"{model.name}.zip") if mirror else model.tf_address
     # Beside the folder, so that a cut download is found again by the same command.
     archive = folder.parent / f".{folder.name}.zip"
     fetched = fetch(address, archive, key=model.tf_address)
-    files = unpack(archive, folder)
-    archive.unlink()
     record["fetched"].append({"address": address, "size": fetched.size, "sha256": fetched.sha256})
-    return files
+    unpack(archive, folder, lambda unpacked, files: _finish(unpacked, files, record))
+    archive.unlink()
 
 
-def _fetch_hf(
-    model: ZooModel, folder: Path, mirror: str | None, record: dict[str, Any]
-) -> list[str]:
+def _fetch_hf(model: ZooModel, folder: Path, mirror: str | None, record: dict[str, Any]) -> None:
     hub = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
     base = f"{hub}/{model.hf_id}/resolve/main"
     places = [base] if mirror is None else [join(mirror, model.hf_id), mirror]
@@ -226,7 +238,8 @@ def _fetch_hf(
             for name in names:
                 try:
                     key = f"https://huggingface.co/{model.hf_id}/{name}"
-                    fetched = fetch(join(place, name), aside / name, key=key)
+                    check = functools.partial(_check_file, model, aside, name)
+                    fetched = fetch(join(place, name), aside / name, key=key, check=check)
                 except NotThere:
                     continue
                 entry = {"address": join(place, name), "size": fetched.size}
@@ -240,8 +253,30 @@ def _fetch_hf(
     if missing:
         raise NotThere(f"{places[0]}: has no {', '.join(missing)}")
     files += [name for name in map(get, _OPTIONAL_HF_FILES) if name]
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in files:
-        (aside / name).replace(folder / name)
+    with atomic_directory(folder) as complete:
+        for name in files:
+            (aside / name).replace(complete / name)
+        _finish(complete, files, record)
     shutil.rmtree(aside)  # a cut download of another kind of weights may be left in it
-    return files
+
+
+def _check_file(model: ZooModel, folder: Path, name: str, part: Path) -> None:
+    """Whether what arrived under a name can be that file: an answer may end too early, or be an
+    error in JSON.
+
+    Raises:
+      UserError: if it cannot.
+    """
+    if name == "config.json":
+        ModelConfig.from_hugging_face(part)
+    elif name == "vocab.txt":
+        lines = len(read_vocabulary(part))
+        rows = ModelConfig.from_hugging_face(folder / "config.json").vocab_size
+        if rows == model.rows and lines != VOCABULARY:
+            raise UserError(f"{part}: has {lines} lines, expected {VOCABULARY}")
+    elif name.endswith(".safetensors"):
+        read_safetensors(part)
+    elif name.endswith(".bin"):
+        read_torch_file(part)
+    else:
+        read_object(part)

@@ -146,6 +146,27 @@ def test_what_embed_refuses(model, options, message):
         clue_jax.Predictor(model).embed(["一"], **options)
 
 
+def test_fill_mask_gives_the_likeliest_first(model):
+    """Against the whole softmax, by hand."""
+    tokenizer = model.tokenizer
+    ids = [tokenizer.cls_id, *tokenizer.encode("清晨五").ids, tokenizer.mask_id, tokenizer.sep_id]
+    logits = np.asarray(model.masked_lm([ids]))[0, -2].astype(np.float64)
+    shares = np.exp(logits - logits.max())
+    shares /= shares.sum()
+    best = np.argsort(-shares)[:4]
+    (found,) = clue_jax.Predictor(model).fill_mask("清晨五[MASK]", top_k=4)
+    assert [f.token for f in found] == [tokenizer.vocabulary[i] for i in best]
+    np.testing.assert_allclose([f.probability for f in found], shares[best], rtol=1e-4)
+
+
+def test_a_head_that_was_never_trained_is_said(micro_model, tmp_path, caplog):
+    loaded = clue_jax.load(micro_model)
+    loaded.info["heads"]["masked_lm"] = "fresh"
+    loaded.path = str(tmp_path)
+    clue_jax.Predictor(loaded).fill_mask("清[MASK]")
+    assert "its masked-LM head was never trained" in caplog.text
+
+
 def test_fill_mask_takes_a_loaded_model(model):
     ((first, *_),) = clue_jax.Predictor(model).fill_mask("今天[MASK]气很好", top_k=2)
     assert 0 < first.probability < 1

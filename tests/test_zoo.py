@@ -95,7 +95,7 @@ def test_the_hub_s_files_are_read_for_what_they_are(released, tokenizer, tmp_pat
     with pytest.raises(UserError, match="holds another download"):
         download.main(["model", "RoBERTa-tiny-clue", "--output", str(out)])
     (out / "vocab.txt").write_text("cut")
-    with pytest.raises(UserError, match="vocab.txt: missing or of another size"):
+    with pytest.raises(UserError, match="vocab.txt: missing or not as it was downloaded"):
         download.main(["model", NAME, *options])
 
 
@@ -163,6 +163,52 @@ def test_what_cannot_be_downloaded(arguments, message, tmp_path):
     with pytest.raises(UserError, match=message):
         download.main(["model", *arguments, "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_truncated_file_is_not_recorded(released, tmp_path):
+    """A server that ends too early, with a length that fits: the next download is not barred."""
+    hub = released / zoo.ZOO[NAME].hf_id
+    halved = []
+
+    def answer(handler, count):
+        name = handler.path.rsplit("/", 1)[-1]
+        if not (hub / name).exists():
+            return reply(handler, 404)
+        body = (hub / name).read_bytes()
+        if name == "model.safetensors" and not halved:
+            halved.append(name)
+            body = body[: len(body) // 2]
+        return reply(handler, 200, body)
+
+    options = ["--source", "hf", "--output", str(tmp_path / "out")]
+    with Server(answer) as server:
+        command = ["model", NAME, *options, "--mirror", server.url]
+        with pytest.raises(UserError, match="not right: model.safetensors: damaged"):
+            download.main(command)
+        assert not (tmp_path / "out").exists()
+        assert not download.main(command)["cached"]
+    assert source.load(tmp_path / "out", crop=True).config.hidden_size == 32
+
+
+def test_a_kill_before_the_record_leaves_nothing(released, tmp_path, monkeypatch):
+    """The folder appears with its record, or not at all."""
+    with monkeypatch.context() as patch:
+        patch.setattr(zoo, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            download.main(["model", NAME, "--mirror", str(released)])
+    folder = tmp_path / "home" / "models" / f"{NAME}-tf"
+    assert not folder.exists()
+    assert not download.main(["model", NAME, "--mirror", str(released)])["cached"]
+
+
+def test_a_flipped_byte_in_the_cache_is_found(released):
+    result = download.main(["model", NAME, "--mirror", str(released)])
+    (data,) = Path(result["output"]).rglob("*.data-00000-of-00001")
+    content = bytearray(data.read_bytes())
+    content[100] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(UserError, match="not as it was downloaded; remove"):
+        clue_jax.load(NAME)
 
 
 def test_a_folder_with_something_else_is_left_alone(released, tmp_path):

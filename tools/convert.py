@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import sys
@@ -17,7 +18,7 @@ import tyro
 from clue_jax import zoo
 from clue_jax.convert.compare import compare
 from clue_jax.convert.loaded import LoadedModel
-from clue_jax.convert.merge import cast, flatten
+from clue_jax.convert.merge import flatten
 from clue_jax.convert.names import HEADS
 from clue_jax.convert.target import check_target, write
 from clue_jax.errors import UserError, run_command
@@ -85,46 +86,51 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if unknown:
         raise UserError(f"--drop-heads {' '.join(unknown)}: known are {', '.join(HEADS)}")
     check_target(settings.dst, settings.src, settings.overwrite)
-    before = zoo.read(
+    read = functools.partial(
+        zoo.read,
         settings.src,
         form=settings.from_,
         config=settings.config,
         vocab=settings.vocab,
-        crop=settings.crop_vocab,
-        pad=settings.pad_vocab,
         gelu=settings.gelu,
         lower_case=not settings.cased,
         drop_heads=settings.drop_heads,
     )
+    before = read(crop=settings.crop_vocab, pad=settings.pad_vocab)
     kinds = Counter(name.split("/")[-1] for name in before.dropped)
     dropped = [f"dropped {n} x {kind}" for kind, n in kinds.items()]
     for note in [*before.notes, *dropped]:
         print(f"note: {note}", file=sys.stderr)
     loaded = before
-    if settings.dtype:
-        loaded = replace(loaded, params=cast(loaded.params, _TYPES[settings.dtype]))
     if settings.license:
         loaded = replace(loaded, info={**loaded.info, "license": settings.license})
-    write(loaded, settings.dst, settings.to)
-    result = summary(loaded) | {
-        "to": settings.to,
-        "output": settings.dst,
-        "notes": loaded.notes,
-        "seconds": round(time.monotonic() - started, 2),
-    }
+    write(loaded, settings.dst, settings.to, _TYPES.get(settings.dtype))
+    result = (
+        summary(loaded)
+        | ({"dtype": settings.dtype} if settings.dtype else {})
+        | {
+            "to": settings.to,
+            "output": settings.dst,
+            "notes": loaded.notes,
+            "seconds": round(time.monotonic() - started, 2),
+        }
+    )
     print(json.dumps(result, ensure_ascii=False))
+    checked = {}
     if settings.check:
+        if settings.crop_vocab or settings.pad_vocab is not None:
+            before = read(pad=before.rows)  # with the rows it came with
         form: Literal["tf", "model"] = settings.to
         checked = compare(before, zoo.read(settings.dst, form=form))
-        print(json.dumps({"check": settings.dst} | checked))
-        result |= checked
     if settings.push_to_hub:
         from clue_jax.convert.hub import push
 
         address = push(settings.dst, settings.push_to_hub, settings.private)
         print(json.dumps({"uploaded": address}))
         result["uploaded"] = address
-    return result
+    if settings.check:
+        print(json.dumps({"check": settings.dst} | checked))
+    return result | checked
 
 
 def summary(loaded: LoadedModel) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from clue_jax.pretrained import Model, load
 from clue_jax.runlog import progress
 from clue_jax.text.normalize import normalizer
 
+_DEFAULT = "-1,-2,-3,-4"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -28,8 +30,9 @@ class Settings:
     """UTF-8 text file, a text a line, or a pair with " ||| " between its halves."""
     output: str
     """JSON-lines file to write."""
-    layers: str = "-1,-2,-3,-4"
-    """Comma-separated; 0 is the first layer, -1 the last."""
+    layers: str = _DEFAULT
+    """Comma-separated; 0 is the first layer, -1 the last. By default all of a model that has fewer
+    than four."""
     max_seq_length: int = 128
     """T, longer texts are cut."""
     batch_size: int = 32
@@ -71,6 +74,8 @@ def _layers(text: str, model: Model) -> list[int]:
         layers = [int(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"--layers {text!r}: expected numbers such as -1,-2") from None
+    if text == _DEFAULT:
+        layers = layers[:count]
     if any(not -count <= layer < count for layer in layers):
         raise UserError(f"--layers {text}: the model has {-count}..{count - 1}")
     return layers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -61,29 +62,35 @@ def inspect(settings: Settings) -> dict[str, Any]:
       three sizes of the vocabulary, "agrees" and, if not, "differences"; if it does, also what
       `tools.convert` says of it.
     """
-    with source.open_source(
-        settings.path, settings.from_, settings.config, settings.vocab, True
-    ) as opened:
-        tensors = {
-            name: {
-                "shape": list(array.shape),
-                "dtype": str(array.dtype),
-                "norm": _norm(array),
-            }
-            for name, array in sorted(opened.tensors.items())
-        }
-        words = next((a for n, a in opened.tensors.items() if "word_embeddings" in n
-                      and not n.endswith(("adam_m", "adam_v"))), None)  # fmt: skip
-        result = {
-            "path": settings.path,
-            "source": opened.path,
-            "form": opened.form,
-            "tensors": tensors,
-            "numbers": int(sum(np.prod(t["shape"], dtype=np.int64) for t in tensors.values())),
-            "embedding_rows": None if words is None else words.shape[0],
-            "config_vocab_size": opened.config.vocab_size,
-            "vocabulary_lines": opened.tokenizer.vocab_size if opened.tokenizer else None,
-        }
+    fault = None
+    try:
+        with source.open_source(
+            settings.path, settings.from_, settings.config, settings.vocab, True
+        ) as opened:
+            described = _described(opened.tensors)
+        place, form, config, tokenizer = (
+            opened.path, opened.form, opened.config, opened.tokenizer,
+        )  # fmt: skip
+    except UserError as error:
+        fault = str(error)
+        try:  # without a config, say, the tensors can still be listed
+            place, form, tensors = source.tensors_alone(settings.path, settings.from_)
+        except UserError:
+            raise error from None
+        described, config, tokenizer = _described(tensors), None, None
+    tensors, rows = described
+    result = {
+        "path": settings.path,
+        "source": place,
+        "form": form,
+        "tensors": tensors,
+        "numbers": int(sum(np.prod(t["shape"], dtype=np.int64) for t in tensors.values())),
+        "embedding_rows": rows,
+        "config_vocab_size": config.vocab_size if config else None,
+        "vocabulary_lines": tokenizer.vocab_size if tokenizer else None,
+    }
+    if fault:
+        return result | {"agrees": False, "differences": fault}
     try:
         loaded = zoo.read(
             settings.path, form=settings.from_, config=settings.config, vocab=settings.vocab
@@ -96,10 +103,23 @@ def inspect(settings: Settings) -> dict[str, Any]:
     )
 
 
+def _described(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], int | None]:
+    """Shape, type and norm of each, and the rows of the word embedding."""
+    words = next(
+        (array for name, array in tensors.items()
+         if "word_embeddings" in name and not name.endswith(("adam_m", "adam_v"))), None
+    )  # fmt: skip
+    return {
+        name: {"shape": list(array.shape), "dtype": str(array.dtype), "norm": _norm(array)}
+        for name, array in sorted(tensors.items())
+    }, None if words is None else words.shape[0]
+
+
 def _norm(array: np.ndarray) -> float | None:
     if not is_floating(array.dtype):
         return None
-    return float(np.sqrt(np.square(np.asarray(array, np.float64)).sum()))
+    norm = float(np.sqrt(np.square(np.asarray(array, np.float64)).sum()))
+    return norm if np.isfinite(norm) else None  # JSON has no NaN
 
 
 if __name__ == "__main__":

@@ -21,12 +21,12 @@ def compare(a: LoadedModel, b: LoadedModel) -> dict[str, Any]:
     Returns:
       "tensors": how many were compared; "tensors_equal": whether all of those are equal bit for
       bit; "largest_tensor_difference" and "largest_output_difference", absolute, the latter over
-      the encoder's output and each head on a batch of random ids; "only_in_one": parameters that
-      one of them lacks.
+      the encoder's output and each head on a batch of random ids, None where one of the two is not
+      a finite number and the other another; "only_in_one": parameters that one of them lacks.
     """
     flat_a, flat_b = flatten(a.params), flatten(b.params)
     entries = min(a.config.vocab_size, b.config.vocab_size)
-    largest, equal = 0.0, True
+    differences, equal = [0.0], True
     for path in flat_a.keys() & flat_b.keys():
         x, y = flat_a[path], flat_b[path]
         if x.shape != y.shape:  # only the vocabulary may have been cut or padded
@@ -34,23 +34,33 @@ def compare(a: LoadedModel, b: LoadedModel) -> dict[str, Any]:
         if x.dtype == y.dtype and np.array_equal(_bits(x), _bits(y)):
             continue
         equal = False
-        x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
-        with np.errstate(invalid="ignore"):
-            difference = np.where((x == y) | (np.isnan(x) & np.isnan(y)), 0.0, np.abs(x - y))
-        largest = max(largest, float(np.max(difference, initial=0.0)))
+        differences.append(_distance(x, y))
     outputs_a, outputs_b = _outputs(a, entries), _outputs(b, entries)
-    differences = [
-        float(np.max(np.abs(outputs_a[name] - outputs_b[name])))
-        for name in outputs_a.keys() & outputs_b.keys()
+    of_outputs = [
+        _distance(outputs_a[name], outputs_b[name]) for name in outputs_a.keys() & outputs_b.keys()
     ]
     return {
         "tensors": len(flat_a.keys() & flat_b.keys()),
         "tensors_equal": equal,
-        "largest_tensor_difference": largest,
-        "largest_output_difference": max(differences),
+        "largest_tensor_difference": _largest(differences),
+        "largest_output_difference": _largest(of_outputs),
         "outputs": sorted(outputs_a.keys() & outputs_b.keys()),
         "only_in_one": sorted(flat_a.keys() ^ flat_b.keys()),
     }
+
+
+def _distance(x: np.ndarray, y: np.ndarray) -> float:
+    """The largest absolute difference; infinite where one is NaN or infinite and not the other."""
+    x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
+    with np.errstate(invalid="ignore"):
+        same = (x == y) | (np.isnan(x) & np.isnan(y))
+        difference = np.where(same, 0.0, np.abs(x - y))
+    return float(np.max(np.nan_to_num(difference, nan=np.inf, posinf=np.inf), initial=0.0))
+
+
+def _largest(differences: list[float]) -> float | None:
+    largest = max(differences, default=0.0)
+    return largest if np.isfinite(largest) else None  # JSON has no infinity
 
 
 def _bits(array: np.ndarray) -> np.ndarray:

@@ -59,6 +59,7 @@ class LoadedModel:
       path: where it came from.
       dropped: names of tensors that are no parameters (optimizer slots, step).
       notes: what a user should know of how it was read.
+      rows: of the word embedding in the file, before it was cut or padded; 0 if not from a file.
     """
 
     config: ModelConfig
@@ -68,6 +69,7 @@ class LoadedModel:
     path: str
     dropped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    rows: int = 0
 
 
 def assemble(
@@ -127,7 +129,8 @@ def assemble(
             f"{source.config_file} names {len(labels)}"
         )
     info = {**source.info, "heads": heads, "labels": labels if "classifier" in params else []}
-    return LoadedModel(config, params, tokenizer, info, source.path, dropped, notes)
+    read = config.vocab_size if given is None else given.shape[0]
+    return LoadedModel(config, params, tokenizer, info, source.path, dropped, notes, read)
 
 
 def head_status(params: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, str]:

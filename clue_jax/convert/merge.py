@@ -142,17 +142,22 @@ def hugging_face_names(
     if any(name.endswith(("LayerNorm.gamma", "LayerNorm.beta")) for name in tensors):
         notes.append("LayerNorm.gamma and beta were read as weight and bias")
     words = renamed.get("bert.embeddings.word_embeddings.weight")
+    decoder = renamed.get("cls.predictions.decoder.weight")
+    is_own = decoder is not None and not (words is not None and _same(decoder, words))
     bias = renamed.pop("cls.predictions.decoder.bias", None)
     if bias is not None:
         other = renamed.setdefault("cls.predictions.bias", bias)
-        if not _same(bias, other):
+        if not _same(bias, other) and is_own:
+            # transformers 5 adds the decoder's own there, and leaves the other as it once was.
+            renamed["cls.predictions.bias"] = bias
+            notes.append("cls.predictions.decoder.bias was taken; cls.predictions.bias is another")
+        elif not _same(bias, other):
             renamed["cls.predictions.decoder.bias"] = bias  # unknown: two different biases
-    decoder = renamed.get("cls.predictions.decoder.weight")
     if decoder is None:
         if not config.tie_word_embeddings and "cls.predictions.bias" in renamed:
             notes.append("config.json says the output layer is not tied, but holds none: tied")
         return renamed, config.replace(tie_word_embeddings=True), notes
-    if words is not None and _same(decoder, words):
+    if not is_own:
         del renamed["cls.predictions.decoder.weight"]
         notes.append("cls.predictions.decoder.weight is the word embedding and was not kept twice")
         return renamed, config.replace(tie_word_embeddings=True), notes
@@ -172,21 +177,25 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
     return all(x.tobytes() == y.tobytes() for x, y in pairs)
 
 
-def cast(params: Mapping[str, Any], dtype: np.dtype) -> dict[str, Any]:
-    """The parameters in another floating-point type.
+def cast(array: np.ndarray, dtype: np.dtype | None, name: str) -> np.ndarray:
+    """A tensor in another floating-point type, made when it is written, so that a conversion never
+    holds a model twice.
+
+    Args:
+      array: as it is.
+      dtype: None leaves it.
+      name: for the message.
 
     Raises:
       UserError: if a finite number becomes infinite.
     """
-    flat = flatten(params)
-    for path, array in flat.items():
-        if array.dtype == dtype:
-            continue
-        with np.errstate(over="ignore"):
-            flat[path] = array.astype(dtype)
-        if (np.isinf(flat[path]) & np.isfinite(array)).any():
-            raise UserError(f"{path} holds numbers too large for {dtype}; choose bfloat16")
-    return nest(flat)
+    if dtype is None or array.dtype == dtype:
+        return array
+    with np.errstate(over="ignore"):
+        made = array.astype(dtype)
+    if (np.isinf(made) & np.isfinite(array)).any():
+        raise UserError(f"{name} holds numbers too large for {dtype}; choose bfloat16")
+    return made
 
 
 def digest(params: Mapping[str, Any]) -> str:

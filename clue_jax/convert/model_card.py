@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,7 +62,7 @@ def model_card(
     lines = [
         "---",
         "language: zh",
-        f"license: {info['license']}",
+        f"license: {_yaml(info['license'])}",
         "library_name: transformers",
         f"pipeline_tag: {_PIPELINES.get(architecture, 'feature-extraction')}",
         "tags:",
@@ -71,7 +73,7 @@ def model_card(
         "",
         "# Chinese BERT-layout model",
         "",
-        f"Source of the weights: {info['source']}",
+        f"Source of the weights: {_public(info['source'])}",
         "",
         f"Licence of the weights: {info['license']}",
         "",
@@ -93,6 +95,16 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _yaml(text: str) -> str:
+    """A text as YAML has it, quoted where a sign could mean something."""
+    return text if re.fullmatch(r"[A-Za-z][\w.+-]*", text) else json.dumps(text, ensure_ascii=False)
+
+
+def _public(source: str) -> str:
+    """Words about a source, without the folders of the machine it was on."""
+    return re.sub(r"(?<!\S)(?:[A-Za-z]:)?[/\\](?:[^/\\\s]+[/\\])+", "", source)
 
 
 def parameter_counts(params: Mapping[str, Any]) -> dict[str, int]:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from clue_jax.config import ModelConfig
 from clue_jax.convert.loaded import (
     INFO_FILE,
@@ -42,6 +44,7 @@ def save(
     params: Mapping[str, Any],
     config: ModelConfig,
     tokenizer: Tokenizer | None,
+    dtype: np.dtype | None = None,
     **about: Any,
 ) -> None:
     """Writes a model directory; it appears complete or not at all.
@@ -52,6 +55,7 @@ def save(
       config: the sizes.
       tokenizer: its files are copied byte for byte; Hugging Face tokenizer files are written
         for WordPiece only. None writes no vocabulary.
+      dtype: of the written numbers; None as they are.
       about: source, heads, max_seq_length and so on, see `clue_jax.convert.loaded.describe`.
 
     Raises:
@@ -65,7 +69,7 @@ def save(
     architecture = info["architecture"]
     values = config.to_hugging_face() | {"architectures": [architecture]}
     values.pop("torch_dtype", None)
-    types = sorted({str(tensor.dtype) for tensor in tensors.values()})
+    types = sorted({str(np.dtype(dtype or tensor.dtype)) for tensor in tensors.values()})
     if len(types) > 1:
         raise UserError(f"{directory}: parameters of types {', '.join(types)}, expected one")
     values["dtype"] = types[0]
@@ -77,7 +81,7 @@ def save(
         values["id2label"] = {str(i): label for i, label in enumerate(labels)}
         values["label2id"] = {label: i for i, label in enumerate(labels)}
     with atomic_directory(directory) as folder:
-        write_safetensors(folder / WEIGHTS, tensors)
+        write_safetensors(folder / WEIGHTS, tensors, dtype)
         write_json(folder / "config.json", values)
         if tokenizer:
             copy_vocabulary(tokenizer, folder)
@@ -130,7 +134,9 @@ def read_source(
         config_file = directory / "config.json"
         config = ModelConfig.from_hugging_face(config_file)
     else:
-        config = ModelConfig.read(config_file)
+        is_usual = Path(config_file).name == "config.json"  # that is the name of this layout
+        read = ModelConfig.from_hugging_face if is_usual else ModelConfig.read
+        config = read(config_file)
     names = config.extra.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{config_file}: architectures is {names!r}, expected a list of names")

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ from clue_jax.config import ModelConfig
 from clue_jax.convert import model_dir, tf_bert
 from clue_jax.convert.loaded import INFO_FILE, LoadedModel, Source, assemble, read_info
 from clue_jax.convert.merge import to_named_tensors
-from clue_jax.convert.weights import find_weights
+from clue_jax.convert.weights import find_weights, read_weights
 from clue_jax.errors import UserError
 from clue_jax.fetch import unpack
 from clue_jax.files import read_text
@@ -91,6 +91,28 @@ def open_source(
         yield replace(source, path=source.path.replace(str(unpacked), str(archive)))
 
 
+def tensors_alone(
+    path: str | os.PathLike, form: Form | None = None
+) -> tuple[str, str, Mapping[str, np.ndarray]]:
+    """The tensors of a path as they are, whatever stands beside them.
+
+    Returns:
+      Where they are, "tf" or "hf" (whose names), and the tensors.
+
+    Raises:
+      UserError: if there is not one model whose tensors can be read.
+    """
+    candidates = [place for place in find(Path(path)) if form in (None, place[0])]
+    kinds = {kind for kind, _ in candidates}
+    if len(candidates) != 1 or kinds == {"checkpoint"}:
+        raise UserError(f"{path}: holds {len(candidates)} models")
+    ((kind, place),) = candidates
+    if kind == "tf":
+        return str(place), "tf", tf_bert.read_variables(place)
+    weights = place if place.is_file() else find_weights(place)
+    return str(weights), "hf", read_weights(weights)
+
+
 def _read(
     path: Path,
     form: Form | None,
@@ -99,7 +121,7 @@ def _read(
     lower_case: bool,
     shown: Path,
 ) -> Source:
-    candidates = [place for place in find(path) if form in (None, place[0])]
+    candidates = [place for place in find(path, form=form) if form in (None, place[0])]
     if not candidates:
         what = {None: "model or checkpoint", "tf": "TF-BERT checkpoint", "model": "model directory"}
         if not path.exists() and not list(path.parent.glob(f"{path.name}.*")):
@@ -118,9 +140,15 @@ def _read(
     return _read_run(place, config, vocab, lower_case)
 
 
-def find(path: Path, deeper: bool = True) -> list[tuple[Form, Path]]:
+def find(path: Path, depth: int = 2, form: Form | None = None) -> list[tuple[Form, Path]]:
     """The models a path holds, or else the folders in it: (form, place), the place as its reader
-    wants it."""
+    wants it.
+
+    Args:
+      path: where to look.
+      depth: so many folders deep.
+      form: if what is found first is of another, the folders are looked into as well.
+    """
     if path.is_file():
         if _TF_FILE.search(path.name):
             return [("tf", Path(_TF_FILE.sub("", str(path))))]
@@ -139,11 +167,12 @@ def find(path: Path, deeper: bool = True) -> list[tuple[Form, Path]]:
     here += [("tf", prefix) for prefix in _prefixes(path)]
     if (path / "checkpoints").is_dir() or any(map(_is_step, path.iterdir())):
         here.append(("checkpoint", path))
-    if here:
+    if any(form in (None, kind) for kind, _ in here):
         return here
     # A zip usually holds one folder with everything in it.
     inner = [p for p in sorted(path.iterdir()) if p.is_dir() and not p.is_symlink()]
-    return [found for child in inner for found in find(child, deeper=False)] if deeper else []
+    deeper = [found for child in inner for found in find(child, depth - 1, form)] if depth else []
+    return here + deeper
 
 
 def _is_step(path: Path) -> bool:

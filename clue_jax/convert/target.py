@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from clue_jax.convert import model_dir, tf_bert
 from clue_jax.convert.loaded import INFO_FILE, LoadedModel, describe
 from clue_jax.convert.weights import WEIGHTS
@@ -31,13 +33,16 @@ _OWN_FILES = frozenset({
 })  # fmt: skip
 
 
-def write(loaded: LoadedModel, path: str | os.PathLike, form: TargetForm) -> None:
+def write(
+    loaded: LoadedModel, path: str | os.PathLike, form: TargetForm, dtype: np.dtype | None = None
+) -> None:
     """Writes a model with all that is known of it.
 
     Args:
       loaded: the model.
       path: a folder, replaced as a whole if it exists.
       form: "model" for a model directory, "tf" for the TF-BERT files.
+      dtype: of the written numbers; None as they are.
 
     Raises:
       UserError: if the form has no place for a parameter, or writing fails.
@@ -46,9 +51,9 @@ def write(loaded: LoadedModel, path: str | os.PathLike, form: TargetForm) -> Non
     about["source"] = loaded.info.get("source") or loaded.path
     model = (loaded.params, loaded.config, loaded.tokenizer)
     if form == "tf":
-        tf_bert.save(path, *model, describe(*model, **about))
+        tf_bert.save(path, *model, describe(*model, **about), dtype)
     else:
-        model_dir.save(path, *model, **about)
+        model_dir.save(path, *model, dtype, **about)
 
 
 def check_target(

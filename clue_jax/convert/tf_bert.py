@@ -99,6 +99,7 @@ def save(
     config: ModelConfig,
     tokenizer: Tokenizer | None,
     info: Mapping[str, Any],
+    dtype: np.dtype | None = None,
 ) -> None:
     """Writes `bert_model.ckpt.*`, `checkpoint`, `bert_config.json`, `vocab.txt` and
     `clue_jax.json`; the folder appears complete or not at all.
@@ -113,10 +114,11 @@ def save(
       config: the model's.
       tokenizer: its files are copied byte for byte; None for none.
       info: see `clue_jax.convert.loaded.describe`.
+      dtype: of the written numbers; None as they are.
     """
     tensors = to_named_tensors(params, config, "tf")
     with atomic_directory(directory) as folder:
-        write_bundle(folder / PREFIX, tensors)
+        write_bundle(folder / PREFIX, tensors, dtype)
         write_text(
             folder / "checkpoint",
             f'model_checkpoint_path: "{PREFIX}"\nall_model_checkpoint_paths: "{PREFIX}"\n',

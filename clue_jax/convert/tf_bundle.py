@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from clue_jax.convert.merge import cast
 from clue_jax.errors import UserError
 from clue_jax.files import atomic_file, masked_crc32c
 
@@ -35,6 +36,7 @@ _TYPES = {
     14: np.dtype(ml_dtypes.bfloat16),
     19: np.dtype(np.float16),
 }
+_OTHER_TYPES = {4: "uint8", 7: "string", 8: "complex64", 10: "bool"}
 _TYPE_NUMBERS = {dtype: number for number, dtype in _TYPES.items()}
 
 
@@ -100,24 +102,30 @@ def read_index(prefix: str | os.PathLike) -> tuple[dict[str, Entry], int]:
         shards = header[1][0]
         if not 1 <= shards <= _MOST_SHARDS:
             raise ValueError(f"it names {shards} data files")
+        faults = [fault for item in table.items() if (fault := _unsupported(*item))]
+        if faults:
+            raise UserError(f"{path}: {'; '.join(faults)}")
         entries = {name.decode(): _read_entry(value, shards) for name, value in table.items()}
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, struct.error) as error:
         raise UserError(f"{path}: damaged, or no checkpoint index ({error})") from error
     return entries, shards
 
 
-def write_bundle(prefix: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
+def write_bundle(
+    prefix: str | os.PathLike, tensors: Mapping[str, np.ndarray], dtype: np.dtype | None = None
+) -> None:
     """Writes a V2 checkpoint of one data file; the index, written last, makes it complete.
 
     Args:
       prefix: such as "folder/bert_model.ckpt".
       tensors: name to array; one at a time is made contiguous.
+      dtype: of the written numbers; None as they are.
     """
     entries: list[tuple[bytes, bytes]] = [(b"", b"\x08\x01\x1a\x02\x08\x01")]  # 1 file, version 1
     offset = 0
     with atomic_file(f"{prefix}.data-00000-of-00001") as file:
         for name in sorted(tensors, key=str.encode):
-            array = np.asarray(tensors[name], order="C")
+            array = np.asarray(cast(tensors[name], dtype, name), order="C")
             data = array.reshape(-1).view(np.uint8)
             data.flags.writeable = False  # what the checksum's library asks for
             file.write(data)
@@ -201,13 +209,26 @@ def _write_block(entries: list[tuple[bytes, bytes]]) -> bytes:
 # Protocol buffers: field number -> list of values (integers, or bytes).
 
 
-def _read_entry(data: bytes, shards: int) -> Entry:
-    message = _read_message(data)
+def _unsupported(name: bytes, value: bytes) -> str | None:
+    """What keeps a sound entry from being read, in words."""
+    message = _read_message(value)
+    if 7 in message:
+        return f"{_shown(name)} is a partitioned variable, which no BERT has"
+    if name.startswith(b"\0"):
+        return None  # a slice of one
     number = message.get(1, [0])[0]
     if number not in _TYPES:
-        raise ValueError(f"unsupported tensor type {number}")
-    if 7 in message:
-        raise ValueError("partitioned variables are not supported")
+        return f"{_shown(name)} has the tensor type {_OTHER_TYPES.get(number, number)}"
+    return None
+
+
+def _shown(name: bytes) -> str:
+    return name.decode("utf-8", "replace")
+
+
+def _read_entry(data: bytes, shards: int) -> Entry:
+    message = _read_message(data)
+    number = message[1][0]
     shape = []
     for shape_message in message.get(2, []):
         for dim in _read_message(shape_message).get(2, []):

@@ -42,6 +42,7 @@ _OPERATIONS = frozenset({
     "BINGET", "LONG_BINGET", "BINPERSID", "REDUCE", "BUILD",
 })  # fmt: skip
 _MOST_OPERATIONS = 5_000_000
+_MOST_DIMENSIONS = 8  # a BERT has two; the product of very many sizes takes for ever
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
@@ -93,6 +94,8 @@ class _RebuildTensor(_StandIn):
         numbers = (offset, *shape, *strides)
         if not isinstance(storage, _Storage) or len(shape) != len(strides):
             raise pickle.UnpicklingError("a tensor without a storage")
+        if len(shape) > _MOST_DIMENSIONS:
+            raise pickle.UnpicklingError(f"a tensor of {len(shape)} dimensions")
         if any(type(number) is not int or number < 0 for number in numbers):
             raise pickle.UnpicklingError("a tensor with impossible sizes")
         return _Tensor(storage, offset, tuple(shape), tuple(strides))

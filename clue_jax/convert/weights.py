@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from clue_jax.convert.merge import count
+from clue_jax.convert.merge import cast, count
 from clue_jax.convert.torch_file import read_torch_file
 from clue_jax.errors import UserError
 from clue_jax.files import atomic_file, read_json
@@ -59,14 +59,21 @@ def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return read_safetensors(path)
     return read_torch_file(path)
 
 
-def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
+def write_safetensors(
+    path: str | os.PathLike, tensors: Mapping[str, np.ndarray], dtype: np.dtype | None = None
+) -> None:
     """Writes a safetensors file, one tensor at a time (the library would hold all of them twice).
 
     Format: 8 bytes with the length of a JSON header, the header, the tensors back to back.
+
+    Args:
+      path: the file.
+      tensors: name -> array.
+      dtype: of the written numbers; None as they are.
 
     Raises:
       UserError: for a tensor type that the format lacks here, or if writing fails.
@@ -74,23 +81,27 @@ def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, array in tensors.items():
-        if array.dtype not in _TYPE_NAMES:
-            raise UserError(f"{path}: tensors of type {array.dtype} cannot be written ({name})")
+        kind = np.dtype(dtype or array.dtype)
+        if kind not in _TYPE_NAMES:
+            raise UserError(f"{path}: tensors of type {kind} cannot be written ({name})")
+        size = array.size * kind.itemsize
         header[name] = {
-            "dtype": _TYPE_NAMES[array.dtype],
+            "dtype": _TYPE_NAMES[kind],
             "shape": list(array.shape),
-            "data_offsets": [offset, offset + array.nbytes],
+            "data_offsets": [offset, offset + size],
         }
-        offset += array.nbytes
+        offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with atomic_file(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for array in tensors.values():
-            file.write(np.asarray(array, order="C").reshape(-1).view(np.uint8))
+        for name, array in tensors.items():
+            written = np.asarray(cast(array, dtype, name), order="C")
+            file.write(written.reshape(-1).view(np.uint8))
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Reads a safetensors file, whatever its name; see `read_weights`."""
     try:
         with safe_open(path, framework="numpy"):
             pass  # the library's parser is audited: what it takes has a sound header

@@ -42,18 +42,16 @@ def read_split(
     place = download(task)[0] if place is None else Path(place)
     examples: list[Any] = []
     for name in names:
-        found = _read(task, place, name)
+        options = (_read(task, place, option) for option in name.split("|"))
+        found = next((option for option in options if option), None)
         if found is None and split != "test":
-            raise UserError(f"{place}: holds no {name} of {task.name}, nor {task.archive}")
+            shown = name.replace("|", " or ")
+            raise UserError(f"{place}: holds no {shown} of {task.name}, nor {task.archive}")
         if found is None:
             return None
-        source = found[1]
         answers = None
         if split != "test" and task.answers_file:
-            answers = _read(task, place, task.answers_file(name))
-            if answers is None:
-                wanted = task.answers_file(name)
-                raise UserError(f"{source}: the answers to it, {wanted}, do not stand beside it")
+            answers = _read(task, place, task.answers_file(Path(found[1]).name))
         examples += read_examples(task, found, split != "test", answers)
     if not names:
         if split == "test":
@@ -80,7 +78,7 @@ def read_file(task: Task, path: str, labelled: bool) -> list[Any]:
         data = Path(path).read_bytes()
         if labelled and task.answers_file:
             beside = Path(path).parent / task.answers_file(Path(path).name)
-            answers = beside.read_bytes(), str(beside)
+            answers = (beside.read_bytes(), str(beside)) if beside.is_file() else None
     except OSError as error:
         raise UserError(f"{error.filename}: cannot read ({error.strerror})") from error
     return read_examples(task, (data, path), labelled, answers)
@@ -124,13 +122,16 @@ def _read(task: Task, place: Path, name: str) -> Content | None:
         raise UserError(f"{place}: no such file or folder")
     if place.is_file():
         return _from_zip(place, name)
-    stem = task.archive.removesuffix(".zip")
-    for folder in (place, place / task.name, place / stem):
+    archives = (task.archive, *task.other_archives)
+    stems = [archive.removesuffix(".zip") for archive in archives]
+    for folder in (place, place / task.name, *(place / stem for stem in stems)):
         if (folder / name).is_file():
             return (folder / name).read_bytes(), str(folder / name)
-    for archive in (place / task.archive, place / f"{task.name}.zip"):
-        if archive.is_file():
-            return _from_zip(archive, name)
+    for archive in (*archives, f"{task.name}.zip"):
+        if (place / archive).is_file():
+            found = _from_zip(place / archive, name)
+            if found:
+                return found
     return None
 
 

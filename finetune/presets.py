@@ -44,6 +44,12 @@ ORIGINAL_SMALL = {
     "ocnli": original_recipe(128, 64, 3e-5, 2, 300),
     "cluewsc2020": original_recipe(128, 16, 1e-5, 10, 10),
     "csl": original_recipe(128, 16, 1e-5, 5, 100),
+    # Its PyTorch scripts.
+    "cmrc2018": Recipe(512, 32, 3e-5, 2),
+    "drcd": Recipe(512, 32, 3e-5, 2),
+    "c3": Recipe(512, 24, 2e-5, 8),
+    "chid": Recipe(64, 24, 2e-5, 3),
+    "msra_ner": original_recipe(256, 8, 2e-5, 5),
 }
 # Its TPU scripts for the large models; tasks that these lack as the small ones.
 ORIGINAL_LARGE = ORIGINAL_SMALL | {
@@ -59,6 +65,12 @@ SMALL = {
     "ocnli": Recipe(128, 32, 1e-4, 5),
     "cluewsc2020": Recipe(128, 16, 1e-4, 8),
     "csl": Recipe(256, 32, 1e-4, 5),
+    "cmrc2018": Recipe(512, 16, 1e-4, 3),
+    "drcd": Recipe(512, 16, 1e-4, 3),
+    "c3": Recipe(512, 16, 1e-4, 8),
+    "chid": Recipe(64, 16, 1e-4, 3, 2000),
+    "cluener": Recipe(64, 32, 3e-4, 8),
+    "msra_ner": Recipe(256, 32, 1e-4, 5),
 }
 # CLUE's published rows for models of base size and above.
 LARGE = {
@@ -69,6 +81,12 @@ LARGE = {
     "ocnli": Recipe(128, 32, 3e-5, 2),
     "cluewsc2020": Recipe(128, 8, 2e-5, 50),
     "csl": Recipe(256, 8, 1e-5, 5),
+    "cmrc2018": Recipe(512, 32, 3e-5, 2),
+    "drcd": Recipe(512, 32, 3e-5, 2),
+    "c3": Recipe(512, 24, 2e-5, 8),
+    "chid": Recipe(64, 24, 2e-5, 3, 2000),
+    "cluener": Recipe(64, 32, 3e-5, 4),
+    "msra_ner": Recipe(256, 8, 2e-5, 5),
 }
 OTHER = {"small": Recipe(128, 32, 1e-4, 5), "large": Recipe(128, 32, 2e-5, 3)}
 

@@ -33,8 +33,8 @@ class Settings:
     """
 
     task: str
-    """afqmc, tnews, iflytek, cmnli, ocnli, csl, cluewsc2020, xnli, lcqmc, chnsenticorp, copa, or
-    generic for your own files."""
+    """afqmc, tnews, iflytek, cmnli, ocnli, csl, cluewsc2020, cmrc2018, chid, c3, drcd, cluener,
+    msra_ner, xnli, lcqmc, chnsenticorp, copa, or generic for your own files."""
     model: str
     """Published name, model directory, TF-BERT checkpoint or zip."""
     output: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -14,19 +13,15 @@ from typing import Any, Literal
 import tyro
 
 from clue_jax.errors import UserError, run_command
+from clue_jax.features.choices import BLANK
 from clue_jax.files import atomic_file
 from finetune.data import read_split
 from finetune.task import Task
 from finetune.tasks import TASKS
 
 Version = Literal["1.0", "1.1"]
-# Files of tasks that are not trained here; what can be told without their test sets is checked.
-OTHER_FILES = {
-    "1.0": {"cmrc2018_predict.json": "cmrc2018", "chid10_predict.json": "chid",
-            "c310_predict.json": "c3"},
-    "1.1": {"cmrc2018_predict.json": "cmrc2018", "chid11_predict.json": "chid",
-            "c311_predict.json": "c3"},
-}  # fmt: skip
+# Boards of their own: their files are checked, but belong into no zip of CLUE.
+OTHER_BOARDS = {"cluener_predict.json": "cluener", "drcd_predict.json": "drcd"}
 # A zip of a cut test set carries this, so that nobody takes it for a whole one.
 LIMITED = b"clue_jax: first rows only, "
 
@@ -56,7 +51,7 @@ class Check:
     data_root: str | None = None
     """Folder with the official zips or folders: ids and rows are compared with the test files."""
     complete: bool = False
-    """Every classification task must be there, and all of its rows."""
+    """Every task must be there, and all of its rows."""
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -81,7 +76,7 @@ def build(settings: Build) -> dict[str, Any]:
       UserError: if there is nothing to pack, two files of a name, or a file has a fault.
     """
     directory = Path(settings.directory)
-    names = {*expected_files(settings.version), *OTHER_FILES[settings.version]}
+    names = expected_files(settings.version)
     found: dict[str, Path] = {}
     for path in sorted(directory.rglob("*_predict.json")):
         if path.name not in names:
@@ -186,32 +181,77 @@ def file_faults(
       data_root: where the test files are, to compare ids; None compares with the official counts.
       limit: rows that a cut test set has.
     """
-    task = expected_files(version).get(name)
+    known = expected_files(version) | {n: TASKS[task] for n, task in OTHER_BOARDS.items()}
+    task = known.get(name)
     if task is None:
-        kind = OTHER_FILES[version].get(name)
-        return _other_faults(name, data, kind) if kind else [_wrong_name(name, version)]
+        return [_wrong_name(name, version)]
+    examples = _test_examples(task, version, data_root)
+    count = len(examples) if examples is not None else task.test_rows.get(version)
+    if limit and count:
+        count = min(limit, count)
+    if task.container == "mapping":
+        faults = _mapping_faults(name, data, task, examples, count)
+    else:
+        faults = _line_faults(name, data, task, examples, count)
+    return faults[:5] + ([f"{name}: and {len(faults) - 5} more"] if len(faults) > 5 else [])
+
+
+def _line_faults(
+    name: str, data: bytes, task: Task, examples: list[Any] | None, count: int | None
+) -> list[str]:
+    """What is wrong with a file of one object a line, in the order of the test file."""
     rows, fault = _rows(name, data)
     if fault:
         return [fault]
     faults = []
     for number, row in enumerate(rows, 1):
-        faults += _row_faults(name, number, row, task)
-    expected = _test_ids(task, version, data_root)
-    count = len(expected) if expected is not None else task.test_rows.get(version)
-    if limit and count:
-        count = min(limit, count)
+        example = examples[number - 1] if examples and number <= len(examples) else None
+        faults += _row_faults(f"{name}, line {number}", row, task, example)
     if count and len(rows) != count:
-        faults.append(f"{name}: {len(rows)} rows, the test set has {count}")
-    elif expected is not None:
-        for number, (row, wanted) in enumerate(zip(rows, expected, strict=False), 1):
-            # The number of the row is in use as well as the id of the test file.
-            if str(row.get("id")) not in (str(wanted), str(number - 1)):
-                faults.append(
-                    f"{name}, line {number}: id {row.get('id')!r}, the test file has {wanted!r} "
-                    "there; rows are scored by their order"
-                )
-                break
-    return faults[:5] + ([f"{name}: and {len(faults) - 5} more"] if len(faults) > 5 else [])
+        return [*faults, f"{name}: {len(rows)} rows, the test set has {count}"]
+    for number, (row, example) in enumerate(zip(rows, examples or [], strict=False), 1):
+        # The number of the row is in use as well as the id of the test file.
+        if str(row.get("id")) not in (str(example.id), str(number - 1)):
+            faults.append(
+                f"{name}, line {number}: id {row.get('id')!r}, the test file has {example.id!r} "
+                "there; rows are scored by their order"
+            )
+            break
+    return faults
+
+
+def _mapping_faults(
+    name: str, data: bytes, task: Task, examples: list[Any] | None, count: int | None
+) -> list[str]:
+    """What is wrong with a file that is one object of ids and answers."""
+    try:
+        content = json.loads(data)
+    except ValueError:
+        return [f"{name}: is not one JSON object; expected one for the whole file"]
+    if not isinstance(content, dict):
+        return [f"{name}: a {type(content).__name__}; expected one object for the whole file"]
+    faults = []
+    for key, value in content.items():
+        if task.kind == "spans" and not isinstance(value, str):
+            faults.append(f"{name}: the answer to {key} is no string")
+        if task.kind == "choice" and not BLANK.fullmatch(key):
+            faults.append(f"{name}: key {key!r}; expected one like #idiom600168#")
+        elif task.kind == "choice" and not _is_choice(value, task):
+            faults.append(
+                f"{name}: {key} is {value!r}; expected a number from 0 to {task.choices - 1}"
+            )
+    if examples is not None:
+        wanted = {str(example.id) for example in examples[:count]}
+        missing, unknown = sorted(wanted - set(content)), sorted(set(content) - wanted)
+        faults += [f"{name}: no answer to {', '.join(missing[:3])}"] if missing else []
+        faults += [f"{name}: the test file has no {', '.join(unknown[:3])}"] if unknown else []
+    elif count and len(content) != count:
+        faults.append(f"{name}: {len(content)} answers, the test set has {count} questions")
+    return faults
+
+
+def _is_choice(value: Any, task: Task) -> bool:
+    return type(value) is int and 0 <= value < task.choices
 
 
 def _rows(name: str, data: bytes) -> tuple[list[dict[str, Any]], str | None]:
@@ -228,37 +268,16 @@ def _rows(name: str, data: bytes) -> tuple[list[dict[str, Any]], str | None]:
     return rows, None
 
 
-def _other_faults(name: str, data: bytes, kind: str) -> list[str]:
-    """What is wrong with the form of a file of reading comprehension, idioms or choices."""
-    if kind == "c3":
-        rows, fault = _rows(name, data)
-        faults = [
-            f"{name}, line {number}: label {row.get('label')!r} is not one of 0, 1, 2, 3"
-            for number, row in enumerate(rows, 1)
-            if str(row.get("label")) not in ("0", "1", "2", "3")
-        ]
-        return [fault] if fault else faults[:5]
-    try:
-        content = json.loads(data)
-    except ValueError:
-        return [f"{name}: is not one JSON object; expected one for the whole file"]
-    if not isinstance(content, dict):
-        return [f"{name}: a {type(content).__name__}; expected one object for the whole file"]
-    for key, value in content.items():
-        if kind == "cmrc2018" and not isinstance(value, str):
-            return [f"{name}: the answer to {key} is no string"]
-        if kind == "chid" and not re.fullmatch(r"#idiom\d+#", key):
-            return [f"{name}: key {key!r}; expected one like #idiom600168#"]
-        if kind == "chid" and (type(value) is not int or not 0 <= value <= 9):
-            return [f"{name}: {key} is {value!r}; expected a number from 0 to 9"]
-    return []
-
-
-def _row_faults(name: str, number: int, row: dict[str, Any], task: Task) -> list[str]:
-    place = f"{name}, line {number}"
+def _row_faults(place: str, row: dict[str, Any], task: Task, example: Any) -> list[str]:
     if "label" not in row:
         return [f"{place}: no label, and nothing else is scored"]
     label = row["label"]
+    if task.kind == "choice":  # numbers are in use, and the same as strings
+        is_right = _is_choice(int(label) if str(label).isdecimal() else label, task)
+        known = ", ".join(map(str, range(task.choices)))
+        return [] if is_right else [f"{place}: label {label!r} is not one of {known}"]
+    if task.kind == "tags":
+        return _mention_faults(place, label, task, example)
     known = ", ".join(task.labels[:5]) + (", .." if len(task.labels) > 5 else "")
     if not isinstance(label, str):
         return [f"{place}: label {json.dumps(label)} is no string; expected one of {known}"]
@@ -270,20 +289,42 @@ def _row_faults(name: str, number: int, row: dict[str, Any], task: Task) -> list
     return []
 
 
-def _test_ids(task: Task, version: str, data_root: str | None) -> list[Any] | None:
+def _mention_faults(place: str, label: Any, task: Task, example: Any) -> list[str]:
+    """What is wrong with entities in CLUENER's form."""
+    try:
+        entities = [
+            (kind, mention, start, end)
+            for kind, mentions in label.items()
+            for mention, spans in mentions.items()
+            for start, end in spans
+        ]
+    except (AttributeError, TypeError, ValueError):
+        return [f"{place}: label is not {{type: {{mention: [[start, end], ..]}}}}"]
+    for kind, mention, start, end in entities:
+        if f"B-{kind}" not in task.labels:
+            return [f"{place}: {kind!r} is no type of {task.name}"]
+        if example is not None and "".join(example.units)[start : end + 1] != mention:
+            return [
+                f"{place}: {mention!r} does not stand at {start}..{end}; both ends are inclusive"
+            ]
+    return []
+
+
+def _test_examples(task: Task, version: str, data_root: str | None) -> list[Any] | None:
+    """The test set, if its file can be found."""
     if data_root is None:
         return None
     for place in (Path(data_root), Path(data_root) / task.name):
         if place.is_dir():
             examples = read_split(task, place, "test", version)
             if examples is not None:
-                return [example.id for example in examples[:: task.group]]
+                return examples[:: task.group]
     return None
 
 
 def _wrong_name(name: str, version: str) -> str:
     """Says what a file should be called, if it can be told."""
-    wanted = [*expected_files(version), *OTHER_FILES[version]]
+    wanted = list(expected_files(version))
     stem = name.removesuffix("_predict.json").rstrip("0123456789")
     stem = {"wsc": "cluewsc"}.get(stem, stem)
     close = [w for w in wanted if stem and w.startswith(stem)]

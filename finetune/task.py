@@ -24,10 +24,11 @@ class Task:
       labels: in the original's order, which is that of the classifier's columns; for choices and
         spans none.
       texts: from a record of the file to the texts, for tasks of labels.
-      train, dev, test: file names, several with commas between them; `test` by version of the
-        benchmark; "" for none.
-      answers_file: from the name of a file to that of the answers to it, where they stand apart.
+      train, dev, test: file names, several with commas between them, "|" between a name and
+        others in its place; `test` by version of the benchmark; "" for none.
+      answers_file: from the name of a file to that of the answers to it, if they stand apart.
       archive: the official zip.
+      other_archives: zips of other editions, which are read as well.
       submission: file name by version; empty if there is nothing to submit.
       test_rows: rows of the official test file by version.
       container: of the submission: an object a line, or one object of ids and answers.
@@ -53,6 +54,7 @@ class Task:
     test: Mapping[str, str] = field(default_factory=lambda: {"1.1": "test.json"})
     answers_file: Callable[[str], str] | None = None
     archive: str = ""
+    other_archives: tuple[str, ...] = ()
     submission: Mapping[str, str] = field(default_factory=dict)
     test_rows: Mapping[str, int] = field(default_factory=dict)
     container: Literal["lines", "mapping"] = "lines"

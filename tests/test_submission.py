@@ -58,6 +58,7 @@ REASONS = {
     "10": "is not one JSON object; expected one for the whole file",
     "11": "key 'idiom600168'; expected one like #idiom600168#",
     "12": "a list; expected one object a line",
+    "13": "does not stand at",
 }
 
 
@@ -69,7 +70,8 @@ def test_recorded_invalid_files_are_refused_for_their_reason(
     lines = (folder / "invalid.jsonl").read_text(encoding="utf-8").splitlines()
     (entry,) = [e for e in map(json.loads, lines) if e["path"].startswith(number)]
     path = folder / "invalid" / entry["path"]
-    options = ["--version", entry["version"], "--data-root", str(test_sets[entry["version"]])]
+    version = entry["version"] if entry["version"] in test_sets else "1.1"  # a separate board
+    options = ["--version", version, "--data-root", str(test_sets[version])]
     archive = tmp_path / "submit.zip"
     with zipfile.ZipFile(archive, "w") as file:
         file.write(path, path.name)
@@ -79,6 +81,41 @@ def test_recorded_invalid_files_are_refused_for_their_reason(
         assert REASONS[number] in str(error.value)
         assert path.name in str(error.value)
         assert json.loads(capsys.readouterr().out)["faults"]
+
+
+def test_other_boards_are_checked_but_not_packed(shared, test_sets, tmp_path):
+    valid = shared / "fixtures/submissions/valid/other/cluener_predict.json"
+    options = ["--data-root", str(test_sets["1.1"])]
+    assert submission.main(["check", str(valid), *options])["faults"] == []
+    shutil.copy(valid, tmp_path / valid.name)
+    with pytest.raises(UserError, match="holds no prediction file of CLUE 1.1"):
+        submission.main(["build", str(tmp_path), "--output", str(tmp_path / "x.zip")])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("cmrc2018_predict.json", {"a": 1}, "the answer to a is no string"),
+        ("cmrc2018_predict.json", {"a": "x"}, "1 answers, the test set has 2000 questions"),
+        ("chid11_predict.json", {"#idiom1#": 10}, "is 10; expected a number from 0 to 9"),
+        ("chid11_predict.json", {"#idiom1#": "1"}, "is '1'; expected a number from 0 to 9"),
+    ],
+)
+def test_faults_of_answers_by_id(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        submission.main(["check", str(path)])
+
+
+def test_answers_are_compared_with_the_questions(shared, test_sets, tmp_path):
+    path = tmp_path / "cmrc2018_predict.json"
+    valid = json.loads((shared / "fixtures/submissions/valid/1.1" / path.name).read_text("utf-8"))
+    key = next(iter(valid))
+    path.write_text(json.dumps({k: v for k, v in valid.items() if k != key} | {"other": "x"}))
+    with pytest.raises(UserError) as error:
+        submission.main(["check", str(path), "--data-root", str(test_sets["1.1"])])
+    assert f"no answer to {key}" in str(error.value)
 
 
 def predictions(folder: Path, rows: int = 3861) -> Path:

@@ -51,6 +51,15 @@ def tags_of(entities: Sequence[Entity], length: int) -> list[str]:
     return tags
 
 
+def without_overlaps(entities: Sequence[Entity]) -> list[Entity]:
+    """The entities without those that overlap a longer one, or an equally long one before."""
+    kept: list[Entity] = []
+    for entity in sorted(entities, key=lambda e: (e.start - e.end, e.start)):
+        if all(entity.end < other.start or other.end < entity.start for other in kept):
+            kept.append(entity)
+    return sorted(kept, key=lambda e: e.start)
+
+
 def boundaries(tags: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Where entities begin, and where they have ended.
 

@@ -14,7 +14,7 @@ from clue_jax.features import passages, spans, windows
 from clue_jax.metrics import reading
 from clue_jax.text import Tokenizer
 from finetune.forms.form import Form
-from finetune.records import json_document
+from finetune.records import json_document, json_lines
 from finetune.rows import Rows
 from finetune.task import Content, Task
 
@@ -59,19 +59,19 @@ class Asked:
 def read(
     task: Task, content: Content, labelled: bool, answers: Content | None = None
 ) -> list[Question]:
-    """The questions of a file in SQuAD's form.
+    """The questions of a file in SQuAD's form, all articles in one object or one in each line.
 
     Raises:
       UserError: for an empty file, or a question that is not as it should be, with its id.
     """
-    data, source = content
-    document = json_document(data, source)
+    source = content[1]
     questions = []
-    for paragraph in _paragraphs(document, source):
+    for paragraph in _paragraphs(content):
         context = paragraph.get("context")
-        entries = paragraph.get("qas", [])
-        for entry in entries if isinstance(entries, list) else [None]:
+        for entry in _list(paragraph.get("qas", [])):
             name = entry.get("id") if isinstance(entry, dict) else None
+            if name is None and labelled:  # only an answer needs one
+                name = f"{len(questions) + 1} of the file"
             place = f"{source}, question {name}"
             if not isinstance(name, str | int) or not isinstance(entry.get("question"), str):
                 raise UserError(f'{place}: a question needs a text "question" and an "id"')
@@ -84,10 +84,16 @@ def read(
     return questions
 
 
-def _paragraphs(document: Any, source: str) -> list[dict[str, Any]]:
-    articles = document.get("data") if isinstance(document, dict) else document
+def _paragraphs(content: Content) -> list[dict[str, Any]]:
+    """All paragraphs; the articles stand under "data", or one in each line."""
+    data, source = content
+    if data.lstrip()[:1] == b"{" and b"\n{" in data.strip():
+        articles = [record for _, record in json_lines(data, source)]
+    else:
+        document = json_document(data, source)
+        articles = document.get("data") if isinstance(document, dict) else document
     try:
-        found = [paragraph for article in articles for paragraph in article["paragraphs"]]
+        found = [paragraph for article in articles for paragraph in _list(article["paragraphs"])]
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f'{source}: not in SQuAD\'s form ("data", "paragraphs", "qas")') from error
     if not all(isinstance(paragraph, dict) for paragraph in found):
@@ -95,9 +101,20 @@ def _paragraphs(document: Any, source: str) -> list[dict[str, Any]]:
     return found
 
 
+def _list(value: Any) -> list[Any]:
+    """A list, or one thing in the place of a list of one."""
+    return value if isinstance(value, list) else [value]
+
+
 def _answers_of(entry: dict[str, Any], place: str) -> tuple[tuple[str, int], ...]:
+    """Texts and places: a list of both, or two lists, as Hugging Face's datasets have them."""
     try:
-        found = tuple((a["text"], int(a.get("answer_start", 0))) for a in entry["answers"])
+        given = entry["answers"]
+        if isinstance(given, dict) and isinstance(given["text"], list):
+            starts = given.get("answer_start", given.get("answer_starts"))
+            found = tuple(zip(given["text"], map(int, starts), strict=True))
+        else:
+            found = tuple((a["text"], int(a.get("answer_start", 0))) for a in _list(given))
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f'{place}: "answers" need a "text" and an "answer_start"') from error
     if not found or not all(isinstance(text, str) for text, _ in found):
@@ -114,8 +131,9 @@ def rows(
 ) -> Rows:
     """The windows of every question, one after the other.
 
-    An answer that does not stand where it should is looked for in its passage; one that is not
-    there at all leaves its question out of the rows of training: how many is said.
+    An answer that does not stand where it should is looked for in its passage. The first that is
+    there is trained on; a question none of whose answers is there has windows without an answer.
+    How many answers were moved or are not there is said.
     """
     asked: list[Asked] = []
     known: dict[str, tuple[passages.Passage, windows.TokenizedPassage]] = {}
@@ -128,15 +146,14 @@ def rows(
             known[example.context] = passage, windows.tokenize_passage(passage, tokenizer)
         passage, tokens = known[example.context]
         answer = None
-        if example.answers:
-            text, start = normalize(example.answers[0][0]), example.answers[0][1]
+        for text, start in example.answers:
+            text = normalize(text)
             at = passages.find(passage, text, start)
             place = None if at is None else passages.locate(passage, text, at, repair=0)
             moved += at not in (None, start)
             lost += place is None
-            if place is not None:
-                ids = tokenizer.encode(text).ids
-                answer = windows.answer_tokens(tokens, place, ids)
+            if answer is None and place is not None:
+                answer = windows.answer_tokens(tokens, place, tokenizer.encode(text).ids)
         ids = questions.ids[questions.row_splits[i] : questions.row_splits[i + 1]].tolist()
         try:
             made = windows.make_windows(

@@ -187,7 +187,7 @@ def _markdown(report: dict[str, Any]) -> str:
         f"Best checkpoint on dev, seed {report['seed']}."
         + (f" **The first {report['limit']} examples of each file only.**" * bool(report["limit"])),
         "",
-        "| task | chosen by | dev | score of the table | always the commonest | best step | examples | seconds |",
+        "| task | chosen by | dev | counts | the commonest | best step | examples | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, task in report["tasks"].items():

@@ -58,7 +58,7 @@ def starting_params(
         name, labels = head_of(task), tuple(loaded.info.get("labels") or ())
         if name not in loaded.params:
             raise UserError(f"{loaded.path}: has no {name} to keep; --head new starts one")
-        if labels != task.labels:
+        if not fits(loaded, task):
             raise UserError(
                 f"{loaded.path}: its {name} has the labels {', '.join(labels) or 'unknown'}, "
                 f"{task.name} has {', '.join(task.labels) or 'none'}; --head new starts another"
@@ -70,6 +70,14 @@ def starting_params(
 def head_of(task: Task) -> str:
     """The name of the head's parameters."""
     return "span" if task.kind == "spans" else "classifier"
+
+
+def fits(loaded: LoadedModel, task: Task) -> bool:
+    """Whether a model's head gives what a task needs: its labels in their order, or one number for
+    each choice; starts and ends always fit."""
+    if task.kind == "choice":
+        return loaded.params["classifier"]["bias"].shape == (1,)
+    return task.kind == "spans" or tuple(loaded.info.get("labels") or ()) == task.labels
 
 
 def architecture(task: Task) -> str:
@@ -111,7 +119,7 @@ def load_fine_tuned(
             f"{directory}: is a model of {loaded.info['task']}, without the {head_of(task)} head "
             f"of {name}"
         )
-    if labels != task.labels:
+    if not fits(loaded, task):
         raise UserError(
             f"{directory}: is a model of {loaded.info['task']} with {len(labels)} labels "
             f"({', '.join(labels[:5])}..), not of {name} with {len(task.labels)} "

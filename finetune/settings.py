@@ -93,8 +93,9 @@ class Settings:
     """generic: column of the second text of a pair."""
     label: str = "label"
     """generic: column of the label."""
-    kind: Literal["single", "multi", "score"] = "single"
-    """generic: one label, several (a list, or separated by commas), or a number."""
+    kind: Literal["single", "multi", "score", "tags"] = "single"
+    """generic: one label, several (a list, or separated by commas), a number, or a tag for each
+    character (a CoNLL-style file, train.txt)."""
     log_every: int = 50
     """Steps between entries of the log."""
 

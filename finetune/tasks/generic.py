@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from clue_jax.errors import UserError
+from clue_jax.features.entities import entities_of, labels_for
 from finetune.forms.labels import label_name
-from finetune.records import json_lines, tab_separated
+from finetune.records import conll, json_lines, tab_separated
 from finetune.task import Kind, Task, Texts
 
-ENDINGS = ("jsonl", "json", "tsv", "csv")
+ENDINGS = ("jsonl", "json", "tsv", "csv", "txt", "conll")
 
 
 def make(
@@ -27,9 +28,9 @@ def make(
 
     Args:
       ending: of the files train, dev and test: jsonl, json (lines too), tsv or csv, both with a
-        header.
+        header; of tags txt or conll, a unit and its tag a line.
       text, pair, label: columns of the text, of the second text of a pair, and of the label.
-      kind: one label, several (a list, or separated by commas), or a score.
+      kind: one label, several (a list, or separated by commas), a score, or tags.
       labels: in the order of the classifier's columns; none for a score.
     """
 
@@ -65,7 +66,12 @@ def ending_of(folder: str) -> str:
 
 
 def labels_of(task: Task, data: bytes, source: str) -> tuple[str, ...]:
-    """The labels that a training file has, sorted."""
+    """The labels that a training file has, sorted; of tags the BIO labels of its types."""
+    if task.kind == "tags":
+        kinds = {kind for _, _, tags in conll(data, source) for kind, _, _ in entities_of(tags)}
+        if not kinds:
+            raise UserError(f"{source}: holds no entities; expected lines of a unit and its tag")
+        return labels_for(sorted(kinds))
     found: set[str] = set()
     for line, record in (task.records or json_lines)(data, source):
         if task.label_field not in record:

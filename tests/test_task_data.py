@@ -65,7 +65,7 @@ def test_a_task_is_downloaded_once(mirror, tmp_path, monkeypatch, capsys):
 
 
 def test_all_tasks_are_tried(mirror, tmp_path):
-    with pytest.raises(UserError, match=r"7 of 9 tasks failed: tnews: .*no such file"):
+    with pytest.raises(UserError, match=r"12 of 14 tasks failed: tnews: .*no such file"):
         download.main(["task", "all", "--mirror", str(mirror), "--output", str(tmp_path / "out")])
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "afqmc_public.zip", "ocnli_public.zip",
@@ -130,6 +130,37 @@ def test_tfds_knows_the_tasks_of_both_versions(clue_tasks):
         names
     )
     assert "afqmc_1.0" not in names and "lcqmc" not in names
+
+
+def test_tfds_of_other_forms(clue_tasks, shared, tmp_path):
+    """The first example of each, by hand or against the reader."""
+    import tensorflow_datasets as tfds
+
+    formats = shared / "data/formats"
+    found = {}
+    for config in ("cmrc2018", "c3", "chid"):
+        builder = clue_tasks.ClueTasks(config=config, data_dir=tmp_path / "tfds", source=formats)
+        builder.download_and_prepare()
+        found[config] = list(tfds.as_numpy(builder.as_dataset(split="train")))
+    question = read_split(TASKS["cmrc2018"], formats, "train")[0]
+    (first,) = [e for e in found["cmrc2018"] if e["id"].decode() == question.id]
+    assert first["context"].decode() == question.context
+    assert first["answers"]["text"][0].decode() == question.answers[0][0]
+    assert first["answers"]["answer_start"].tolist() == [start for _, start in question.answers]
+    labels = {e["question"].decode(): int(e["label"]) for e in found["chid"]}
+    assert labels["#idiom000001#"] == 5 and len(labels) == 7
+    assert all(len(e["choices"]) == 10 for e in found["chid"])
+    assert [e["choices"][e["label"]].decode() for e in found["c3"]].count("喜剧片") == 1
+    builder = clue_tasks.ClueTasks(
+        config="cluener", data_dir=tmp_path / "tfds", source=shared / "data/clue"
+    )
+    builder.download_and_prepare()
+    names = builder.info.features["tags"].feature.names
+    example = read_split(TASKS["cluener"], shared / "data/clue", "dev")[3]
+    rows = {e["id"].decode(): e for e in tfds.as_numpy(builder.as_dataset(split="validation"))}
+    row = rows[str(example.id)]
+    assert "".join(u.decode() for u in row["units"]) == "".join(example.units)
+    assert [names[i] for i in row["tags"]] == list(example.tags)
 
 
 def test_tfds_of_the_official_zips(clue_tasks, shared, tmp_path):

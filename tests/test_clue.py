@@ -110,3 +110,30 @@ def test_faults_are_found_before_anything_is_trained(data, micro_model, tmp_path
     with pytest.raises(UserError, match=message):
         clue.main([*options(data, micro_model, tmp_path / "out"), *changes])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_all_ten_tasks_on_real_files(shared, micro_model, tmp_path, capsys):
+    """A few examples of each; the tests that the data lacks are the official forms' samples."""
+    root = tmp_path / "data"
+    root.mkdir()
+    for path in (shared / "data/clue").glob("*.zip"):
+        (root / path.name).symlink_to(path)
+    for name in ("c3", "chid", "diagnostics"):
+        (root / name).mkdir()
+        for path in (shared / "data/formats" / name).iterdir():
+            if name != "c3" or path.name.startswith("test"):
+                (root / name / path.name).symlink_to(path)
+    report = clue.main(
+        ["--model", str(micro_model), "--data-root", str(root), "--output", str(tmp_path / "out")]
+        + ["--limit", "16", "--epochs", "1", "--batch-size", "8", "--seq-len", "64"]
+        + ["--mesh", "data=1"]
+    )
+    assert list(report["tasks"]) == list(clue.CLUE["1.1"])
+    scores = [task["score"] for task in report["tasks"].values()]
+    assert report["average"] == sum(scores) / 10
+    zipped = str(tmp_path / "out" / "submission.zip")
+    result = submission.main(["check", zipped, "--data-root", str(root)])
+    assert result["faults"] == [] and len(result["files"]) == 10
+    assert "diagnostics_predict.json" in result["files"]
+    assert "cmnli_predict.json" not in result["files"]

@@ -331,6 +331,12 @@ def test_traditional_answers_keep_their_characters(tokenizer):
     assert spans.SPANS.answers(TASKS["drcd"], rows, logits) == [("a", "東京")]
 
 
+def test_the_sentence_most_like_the_question():
+    context = "他在北京。她去上海工作！谁知道呢"
+    assert spans.likest_sentence("她在哪里工作?", context) == "她去上海工作"
+    assert spans.likest_sentence("?", "") == ""
+
+
 def test_a_long_document_is_answered(tokenizer):
     context = "来" * 20_000 + "清"
     text = cmrc(context=context, answers=({"text": "清", "answer_start": 20_000},)).encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from finetune.rows import Rows
 from finetune.task import Content, Task
 
 _log = logging.getLogger(__name__)
+_SENTENCE = re.compile("[。！？；\n]")
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,13 @@ class Asked:
     """A question with its windows, which are some of the rows.
 
     Attributes:
-      id, answers: of the question.
+      id, question, answers: of the question.
       passage, tokens: what the windows were cut out of.
       windows: in the order of the rows.
     """
 
     id: str
+    question: str
     answers: tuple[str, ...]
     passage: passages.Passage
     tokens: windows.TokenizedPassage
@@ -162,7 +165,7 @@ def rows(
         except ValueError as error:
             raise UserError(f"{example.source}, question {example.id}: {error}") from error
         texts = tuple(text for text, _ in example.answers)
-        asked.append(Asked(example.id, texts, passage, tokens, made))
+        asked.append(Asked(example.id, example.question, texts, passage, tokens, made))
     if moved or lost:
         _log.warning(
             "%s: %d answers stood elsewhere in their passage and were found, %d are not in it",
@@ -222,4 +225,21 @@ def _answers(task: Task, rows: Rows, logits: Sequence[np.ndarray]) -> list[tuple
     return list(_best(task, rows, logits).items())
 
 
-SPANS = Form(read, rows, _scores, _answers, "average", per_token=True)
+def _details(task: Task, rows: Rows, logits: Sequence[np.ndarray]) -> dict[str, Any]:
+    """What a question is answered with without any model: the sentence most like it."""
+    gold = {asked.id: asked.answers for asked in rows.sources}
+    likest = {
+        asked.id: likest_sentence(asked.question, asked.passage.text) for asked in rows.sources
+    }
+    score = reading.score(gold, likest)
+    return {"likest_sentence": {"f1": score["f1"] / 100, "em": score["em"] / 100}}
+
+
+def likest_sentence(question: str, context: str) -> str:
+    """The sentence that shares most characters with the question, the first of equals."""
+    characters = set(question)
+    sentences = [part for part in _SENTENCE.split(context) if part.strip()]
+    return max(sentences, key=lambda part: len(characters & set(part)), default="")
+
+
+SPANS = Form(read, rows, _scores, _answers, "average", _details, per_token=True)

@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from clue_jax.archives import unpack
 from clue_jax.config import PRESETS, ModelConfig
 from clue_jax.convert import source
 from clue_jax.convert.loaded import LoadedModel
 from clue_jax.convert.torch_file import read_torch_file
 from clue_jax.convert.weights import CANDIDATES, read_safetensors
 from clue_jax.errors import UserError
-from clue_jax.fetch import NotThere, cache_directory, exclusive, fetch, join, unpack
+from clue_jax.fetch import NotThere, cache_directory, exclusive, fetch, join
 from clue_jax.files import atomic_directory, read_object, sha256, write_json
 from clue_jax.text.wordpiece import read_vocabulary
 

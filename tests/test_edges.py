@@ -19,6 +19,7 @@ from test_fetch import PAYLOAD, Server, get, ranged, reply
 
 import clue_jax
 from clue_jax import fetch
+from clue_jax.archives import unpack
 from clue_jax.config import ModelConfig
 from clue_jax.convert import source
 from clue_jax.convert.tf_bundle import read_bundle, write_bundle
@@ -39,7 +40,7 @@ def test_a_download_leaves_hidden_files_alone(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
         file.writestr("a", "b")
     with pytest.raises(UserError, match="is not empty; nothing was unpacked"):
-        fetch.unpack(tmp_path / "x.zip", tmp_path / "out")
+        unpack(tmp_path / "x.zip", tmp_path / "out")
     assert [p.name for p in (tmp_path / "out").iterdir()] == [".env"]
 
 
@@ -192,7 +193,7 @@ def test_a_full_disk_is_seen_before_unpacking(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=999)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match="needs 1000 bytes in .*, which has 999 left"):
-        fetch.unpack(tmp_path / "x.zip", tmp_path / "out")
+        unpack(tmp_path / "x.zip", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -212,7 +213,7 @@ def test_zips_packed_in_other_ways_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_LZMA) as file:
         file.writestr("a", "b" * 1000)
     with pytest.raises(UserError, match="packed in an unusual way"):
-        fetch.unpack(tmp_path / "x.zip", tmp_path / "out")
+        unpack(tmp_path / "x.zip", tmp_path / "out")
 
 
 # ---- Nothing is silently wrong -------------------------------------------------------------------

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from clue_jax import fetch
+from clue_jax.archives import unpack
 from clue_jax.errors import UserError
-from clue_jax.fetch import NotThere, unpack
+from clue_jax.fetch import NotThere
 
 PAYLOAD = b"PK" + bytes(range(256)) * 4000  # 1 MB
 

@@ -28,6 +28,7 @@ FLOORS = {
     "clue_jax.checkpoint": 2,
     "clue_jax.train_state": 2,
     "clue_jax.runlog": 2,
+    "clue_jax.archives": 2,
     "clue_jax.fetch": 2,
     "clue_jax.zoo": 2,
     "clue_jax.pretrained": 3,

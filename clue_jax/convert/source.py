@@ -13,13 +13,13 @@ from typing import Literal
 
 import numpy as np
 
+from clue_jax.archives import unpack
 from clue_jax.config import ModelConfig
 from clue_jax.convert import model_dir, tf_bert
 from clue_jax.convert.loaded import INFO_FILE, LoadedModel, Source, assemble, read_info
 from clue_jax.convert.merge import to_named_tensors
 from clue_jax.convert.weights import find_weights, read_weights
 from clue_jax.errors import UserError
-from clue_jax.fetch import unpack
 from clue_jax.files import read_text
 from clue_jax.text import load_tokenizer
 

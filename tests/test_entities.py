@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from clue_jax.features.entities import (
     Entity,
     as_mentions,
+    baseline_entities,
     constrained,
     entities_of,
     from_mentions,
@@ -79,6 +80,24 @@ def test_cluener_s_scores_are_the_recorded_ones(shared):
         spans = scores.exact_spans(*[list(map(from_mentions, side)) for side in (gold, predicted)])
         for name, value in row["span_micro"].items():
             assert abs(spans[name] - value) < 1e-12
+
+
+def test_the_baseline_s_entities_and_scores_are_the_recorded_ones(shared):
+    folder = shared / "fixtures/ner/cluener"
+    rows = lines(folder / "tag_entities.jsonl")
+    assert len(rows) == 150
+    for row in rows:
+        for name, singles in (("bio", False), ("bios", True)):
+            found = [list(entity) for entity in baseline_entities(row["tags"], singles)]
+            assert found == row[name], row["tags"]
+    for row in lines(folder / "seq_entity_score.jsonl"):
+        sides = [
+            [baseline_entities(tags, row["markup"] == "bios") for tags in row[key]]
+            for key in ("labels", "predictions")
+        ]
+        found = scores.exact_spans(*sides)
+        for ours, theirs in (("precision", "acc"), ("recall", "recall"), ("f1", "f1")):
+            assert abs(found[ours] - row["overall"][theirs]) < 1e-12
 
 
 def test_tags_of_cluener_s_spans_are_the_recorded_ones(shared):

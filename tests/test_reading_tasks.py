@@ -13,7 +13,8 @@ from clue_jax.convert import source
 from clue_jax.errors import UserError
 from finetune import evaluate, predict, run, submission
 from finetune.data import read_examples, read_split
-from finetune.forms import FORMS, spans
+from finetune.forms import FORMS, choices, spans
+from finetune.rows import Rows
 from finetune.tasks import TASKS
 
 CHARACTERS = "来村的水五点渔港一盏接地亮了起"
@@ -284,6 +285,21 @@ def test_two_to_ten_choices_are_taken(tokenizer):
         blanks += read_examples(TASKS["chid"], (text, "x"), True, (b'{"#idiom000001#": 0}', "a"))
     rows = FORMS["choice"].rows(blanks, TASKS["chid"], tokenizer, str, 32)
     assert rows.width == 7 and [bool(row) for row in rows.ids[:7]] == [True] * 2 + [False] * 5
+
+
+def test_choices_are_made_as_recorded(shared):
+    """C3's answers and accuracy from recorded logits, ties among them."""
+    folder = shared / "fixtures/mrc_c3"
+    logits = np.load(folder / "accuracy_logits.npz")
+    recorded = json.loads((folder / "accuracy.json").read_text())
+    labels = np.load(folder / "dev_512.npz")["labels"]
+    questions = [choices.Question("", "", tuple("甲乙丙丁"), int(i), 0) for i in labels]
+    rows = Rows([[]] * 4 * len(labels), [[]] * 4 * len(labels), labels, 4, questions)
+    for name, entry in recorded.items():
+        found = FORMS["choice"].answers(TASKS["c3"], rows, logits[name])
+        assert [answer for _, answer in found] == entry["submission_list"]
+        accuracy = FORMS["choice"].scores(TASKS["c3"], rows, logits[name])["accuracy"]
+        assert accuracy == entry["eval_accuracy"]
 
 
 def test_few_clue_s_form_is_read():

@@ -100,6 +100,36 @@ def entities_of(tags: Sequence[str]) -> list[Entity]:
     return entities
 
 
+def baseline_entities(tags: Sequence[str], singles: bool = False) -> list[Entity]:
+    """The entities as CLUENER2020's baseline reads its predictions (`get_entities`).
+
+    Only B- begins one; an I- of another type neither ends nor lengthens it.
+
+    Args:
+      tags: BIO, or with `singles` BIOS.
+      singles: entities of one unit are marked S-, and a B- without an I- is none; one that ends in
+        an I- of another type has the end -1.
+    """
+    found: list[Entity] = []
+    kind, start, end = "", -1, -1
+    for place, tag in enumerate(tags):
+        part, own = split_label(tag)
+        if part == "I" and start >= 0:
+            end = place if own == kind else end
+            if place == len(tags) - 1:
+                found.append(Entity(kind, start, end))
+                return found
+            continue
+        if start >= 0 and end >= 0:
+            found.append(Entity(kind, start, end))
+        kind, start, end = "", -1, -1
+        if part == "S" and singles:
+            found.append(Entity(own, place, place))
+        elif part == "B":
+            kind, start, end = own, place, -1 if singles else place
+    return [*found, Entity(kind, start, end)] if start >= 0 and end >= 0 else found
+
+
 def constrained(scores: np.ndarray, labels: Sequence[str]) -> list[int]:
     """The best sequence of BIO labels in which every I- follows a B- or I- of its own type
     (Viterbi).

@@ -14,6 +14,7 @@ from clue_jax.features.entities import (
     OUTSIDE,
     Entity,
     as_mentions,
+    baseline_entities,
     constrained,
     entities_of,
     tags_of,
@@ -122,11 +123,14 @@ def rows(
 
 
 def decode(
-    task: Task, rows: Rows, logits: Sequence[np.ndarray]
+    task: Task, rows: Rows, logits: Sequence[np.ndarray], obey: bool = True
 ) -> list[tuple[np.ndarray, list[str]]]:
     """For each text the units that carry a tag, and their predicted tags.
 
-    Tags obey BIO: an I- follows a B- or I- of its own type.
+    Args:
+      task, rows, logits: of the texts.
+      obey: the best sequence that obeys BIO, where an I- follows a B- or I- of its own type;
+        otherwise the likeliest tag of each unit.
     """
     found = []
     at = 0
@@ -137,7 +141,8 @@ def decode(
             for i, cut in enumerate(source.cuts)
         ]
         at += len(source.cuts)
-        path = constrained(np.concatenate(scores), task.labels)
+        together = np.concatenate(scores)
+        path = constrained(together, task.labels) if obey else together.argmax(axis=1)
         found.append((pieces.places[pieces.first], [task.labels[i] for i in path]))
     return found
 
@@ -197,7 +202,12 @@ def _details(task: Task, rows: Rows, logits: Sequence[np.ndarray]) -> dict[str, 
     ]
     result = metrics.conlleval(gold, [tags for _, tags in found])
     names = ("gold", "predicted", "precision", "recall", "f1")
-    return {"by_type": {k: {n: v[n] for n in names} for k, v in result["by_type"].items()}}
+    freely = [baseline_entities(tags) for _, tags in decode(task, rows, logits, obey=False)]
+    baseline = metrics.exact_spans([baseline_entities(tags) for tags in gold], freely)
+    return {
+        "by_type": {k: {n: v[n] for n in names} for k, v in result["by_type"].items()},
+        "without_constraints": baseline,
+    }
 
 
 TAGS = Form(read, rows, _scores, _answers, "f1", _details, per_token=True)

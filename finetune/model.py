@@ -90,6 +90,20 @@ def architecture(task: Task) -> str:
     return classes.get(task.kind, "BertForSequenceClassification")
 
 
+def saved_config(config: ModelConfig, task: Task) -> ModelConfig:
+    """The config that a model of this task is saved with: it names the `problem_type`, by which
+    transformers chooses between a softmax, sigmoids and the plain number."""
+    names = {
+        "single": "single_label_classification",
+        "multi": "multi_label_classification",
+        "score": "regression",
+    }
+    extra = {k: v for k, v in config.extra.items() if k != "problem_type"}
+    if task.kind in names:
+        extra["problem_type"] = names[task.kind]
+    return config.replace(extra=extra)
+
+
 def load_fine_tuned(
     directory: str, task_name: str | None, input_file: str
 ) -> tuple[LoadedModel, Task]:

@@ -29,7 +29,7 @@ from finetune.data import read_split
 from finetune.forms import FORMS
 from finetune.history import Entry, best, better, dev_history, stopped
 from finetune.job import Job, dropout_key, prepare
-from finetune.model import random_params, starting_params, with_params
+from finetune.model import random_params, saved_config, starting_params, with_params
 from finetune.settings import Settings, claim
 from finetune.step import means
 
@@ -58,6 +58,7 @@ def run(settings: Settings) -> dict[str, Any]:
     mesh = sharding.make_mesh(settings.mesh)
     job = prepare(settings, mesh)
     if claim(output, job.fixed, job.loaded, len(job.train)):
+        shutil.rmtree(output / "checkpoints", ignore_errors=True)  # of a run killed at its very end
         return read_json(output / "result.json")
     task, steps, pad_id = job.task, job.steps, job.loaded.tokenizer.pad_id
 
@@ -128,7 +129,8 @@ def run(settings: Settings) -> dict[str, Any]:
 def save_best(output: Path, params: Any, job: Job) -> None:
     """Writes the model directory OUTPUT/best, in the place of an earlier one."""
     loaded = job.loaded
-    model_dir.save(output / "best", params, loaded.config, loaded.tokenizer, **job.about())
+    config = saved_config(loaded.config, job.task)
+    model_dir.save(output / "best", params, config, loaded.tokenizer, **job.about())
 
 
 def summary(job: Job, history: list[Entry]) -> dict[str, Any]:

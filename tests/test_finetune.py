@@ -430,6 +430,7 @@ def test_own_files(micro_model, tmp_path, kind, ending):
     labels = {"single": ["甲", "乙"], "multi": ["甲", "甲,乙", "乙"], "score": ["0.0", "1.0"]}[kind]
     folder = tmp_path / "data"
     folder.mkdir()
+    source_rows = {}
     for split, count in (("train", 60), ("dev", 20), ("test", 9)):
         rows = []
         for _ in range(count):
@@ -444,6 +445,7 @@ def test_own_files(micro_model, tmp_path, kind, ending):
             for row in rows:
                 text += separator.join(f"{quote}{value}{quote}" for value in row.values()) + "\n"
         (folder / f"{split}.{ending}").write_text(text, encoding="utf-8")
+        source_rows[split] = rows
     out = tmp_path / "out"
     run.main(
         options(folder, out, micro_model, task="generic", text="a", text_pair="b", label="y",
@@ -458,3 +460,20 @@ def test_own_files(micro_model, tmp_path, kind, ending):
     assert len(predicted) == 9
     kinds = {"single": str, "multi": list, "score": float}
     assert all(isinstance(line["label"], kinds[kind]) for line in predicted)
+
+    # transformers' pipeline reads the answers as we do: a softmax, sigmoids, or the number itself.
+    transformers = pytest.importorskip("transformers")
+    classify = transformers.pipeline("text-classification", str(out / "best"), top_k=None)
+    rows = [row["a"] for row in source_rows["test"]]
+    for text, line in zip(rows, predicted, strict=True):
+        theirs = {
+            found["label"]: found["score"]
+            for found in classify([{"text": text, "text_pair": "地"}])[0]
+        }
+        if kind == "score":
+            assert theirs[min(theirs)] == pytest.approx(line["label"], abs=1e-4)
+        elif kind == "multi":
+            assert {label for label, score in theirs.items() if score > 0.5} == set(line["label"])
+        else:
+            assert max(theirs, key=theirs.get) == line["label"]
+            assert sum(theirs.values()) == pytest.approx(1)

@@ -1,11 +1,14 @@
 """Training checkpoints: params, optimizer state and JSON metadata, by Orbax.
 
 A checkpoint takes its name only when it is complete, so one that a kill cut short is never seen.
+Its metadata holds a checksum of every array, which is compared before the array is used.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
+import math
 import os
 from typing import Any
 
@@ -16,7 +19,11 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from clue_jax.errors import UserError
+from clue_jax.optim import map_paths
 from clue_jax.train_state import TrainState
+
+_log = logging.getLogger(__name__)
+_ODD = 2654435761  # Near 2**32 / golden ratio: weights of neighbours differ in all bits.
 
 
 class Checkpoints:
@@ -31,9 +38,10 @@ class Checkpoints:
         policy = ocp.training.preservation_policies.LatestN(keep)
         directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        self._checkpointer = ocp.training.Checkpointer(
+        self._open = lambda: ocp.training.Checkpointer(
             directory.resolve(), preservation_policy=policy, cleanup_tmp_directories=True
         )
+        self._checkpointer = self._open()
         self._pending: Any = None
 
     def __enter__(self) -> Checkpoints:
@@ -65,7 +73,7 @@ class Checkpoints:
             state = jax.tree.map(jnp.copy, state)
         items = {"params": state.params, "opt_state": state.opt_state}
         self._pending = self._checkpointer.save_checkpointables_async(
-            step, items, force=True, custom_metadata=meta
+            step, items, force=True, custom_metadata=meta | {"checksums": checksums(items)}
         )
         if self._pending is None:
             raise UserError(f"{self._checkpointer.directory}: step {step} was not saved")
@@ -89,29 +97,111 @@ class Checkpoints:
         if not saved:
             raise UserError(f"{self._checkpointer.directory}: saving failed")
 
-    def restore(self, like: TrainState) -> TrainState:
-        """Reads the newest checkpoint.
+    def restore(self, like: TrainState) -> TrainState | None:
+        """Reads the newest checkpoint that is whole; those that are not are put aside and said.
 
         Args:
           like: a state with the wanted shapes and shardings (see `train_state.abstract`); the mesh
             may differ from the one that saved.
 
+        Returns:
+          The state, or None if there is no checkpoint at all.
+
         Raises:
-          UserError: if it is damaged, naming its folder.
+          UserError: if there are some, and all are damaged.
         """
-        step = self.latest_step
-        try:
-            items = self._checkpointer.load_checkpointables(
-                step, {"params": like.params, "opt_state": like.opt_state}
-            )
-        except Exception as error:  # damage shows in many types of error
-            reason = str(error).split("\n")[0][:200]
+        wanted = {"params": like.params, "opt_state": like.opt_state}
+        damaged = []
+        while self.latest_step is not None:
+            step = self.latest_step
+            try:
+                items = _read(self._checkpointer, step, wanted)
+            except UserError as error:
+                damaged.append(step)
+                _log.warning("%s", error)
+                self._put_aside(step)
+                continue
+            if damaged:
+                _log.warning("%s: going on from step %d", self._checkpointer.directory, step)
+            number = jax.device_put(jnp.int32(step), like.step.sharding)
+            return dataclasses.replace(like, step=number, **items)
+        if damaged:
             raise UserError(
-                f"{self._checkpointer.directory / str(step)}: cannot be read ({reason}); remove "
-                "that folder to go on from the checkpoint before it"
-            ) from error
-        number = jax.device_put(jnp.int32(step), like.step.sharding)
-        return dataclasses.replace(like, step=number, **items)
+                f"{self._checkpointer.directory}: all checkpoints are damaged (steps "
+                f"{', '.join(map(str, damaged))}); remove the folder to start anew"
+            )
+        return None
+
+    def _put_aside(self, step: int) -> None:
+        """Renames a damaged checkpoint, so that the step can be saved again."""
+        directory = epath.Path(self._checkpointer.directory)
+        self._checkpointer.close()
+        aside = directory / f"damaged-{step}"
+        if aside.exists():
+            aside.rmtree()
+        (directory / str(step)).rename(aside)
+        self._checkpointer = self._open()
+
+
+def _read(checkpointer: ocp.training.Checkpointer, step: int, like: Any) -> Any:
+    """The arrays of a checkpoint, verified.
+
+    Raises:
+      UserError: if they cannot be read, or are not what was saved.
+    """
+    place = epath.Path(checkpointer.directory) / str(step)
+    try:
+        items = checkpointer.load_checkpointables(step, like)
+        known = checkpointer.checkpointables_metadata(step).custom_metadata
+    except Exception as error:  # damage shows in many types of error
+        raise UserError(f"{place}: cannot be read ({_reason(error)})") from error
+    if known is None:
+        raise UserError(f"{place}: damaged; its metadata cannot be read")
+    expected = known.get("checksums")
+    if expected is not None:  # checkpoints of before there were any have none
+        for path, value in checksums(items).items():
+            if expected.get(path) != value:
+                raise UserError(f"{place}: damaged; {path} is not what was saved")
+    return items
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what was at the bottom of an error."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).split("\n")[0][:200]
+
+
+def checksums(tree: Any) -> dict[str, int]:
+    """A number below 2**32 of every array, by path; the same on every mesh.
+
+    It is the sum of the array's words, each times an odd weight of its place, modulo 2**32: a
+    change of one word always shows, others all but once in 2**32 times. The devices compute it
+    where the parts lie.
+
+    Args:
+      tree: of arrays whose elements have at most 32 bits.
+    """
+    sums = {}
+    map_paths(lambda path, leaf: sums.update({path: leaf}), tree)
+    return {path: int(value) for path, value in jax.device_get(_checksums(sums)).items()}
+
+
+@jax.jit
+def _checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def one(array: jax.Array) -> jax.Array:
+        if array.dtype == bool:
+            words = array.astype(jnp.uint32)
+        else:
+            kind = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
+            words = jax.lax.bitcast_convert_type(array, kind).astype(jnp.uint32)
+        place = jnp.zeros(array.shape, jnp.uint32)
+        for dim in range(array.ndim):
+            stride = math.prod(array.shape[dim + 1 :]) % 2**32
+            place += jax.lax.broadcasted_iota(jnp.uint32, array.shape, dim) * jnp.uint32(stride)
+        return jnp.sum(words * (place * jnp.uint32(_ODD) | 1), dtype=jnp.uint32)
+
+    return jax.tree.map(one, arrays)
 
 
 def load_params(directory: str | os.PathLike, step: int | None = None) -> tuple[Any, int]:
@@ -141,8 +231,9 @@ def load_params(directory: str | os.PathLike, step: int | None = None) -> tuple[
             like = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), metadata
             )
-            items = checkpointer.load_checkpointables(step, {"params": like})
         except Exception as error:  # damage shows in many types of error
-            reason = str(error).split("\n")[0][:200]
-            raise UserError(f"{directory / str(step)}: cannot be read ({reason})") from error
+            raise UserError(
+                f"{directory / str(step)}: cannot be read ({_reason(error)})"
+            ) from error
+        items = _read(checkpointer, step, {"params": like})
     return jax.tree.map(np.asarray, items["params"]), step

@@ -103,6 +103,38 @@ def adamw(
         *([_scale_by_layer(layer_decay, layers)] if layer_decay != 1 else []),
         optax.scale_by_learning_rate(schedule),
     )
+    return _but_for(frozen, train)
+
+
+def lamb(
+    schedule: optax.Schedule,
+    *,
+    b1: float = 0.9,
+    b2: float,
+    eps: float = 1e-6,
+    weight_decay: float = 0.01,
+    max_gradient_norm: float = 1.0,
+    frozen: str | None = None,
+) -> optax.GradientTransformation:
+    """LAMB (You et al. 2020, algorithm 2), for very large batches: Adam's direction, with bias
+    correction and decay, scaled for each matrix to the norm of the matrix.
+
+    LayerNorm and biases, which have no decay, are not scaled either. The arguments are those of
+    `adamw`.
+    """
+    train = optax.chain(
+        optax.clip_by_global_norm(max_gradient_norm),
+        optax.scale_by_adam(b1, b2, eps),
+        optax.add_decayed_weights(weight_decay, mask=decayed),
+        optax.masked(optax.scale_by_trust_ratio(), decayed),
+        optax.scale_by_learning_rate(schedule),
+    )
+    return _but_for(frozen, train)
+
+
+def _but_for(
+    frozen: str | None, train: optax.GradientTransformation
+) -> optax.GradientTransformation:
     if frozen is None:
         return train
     return optax.multi_transform(

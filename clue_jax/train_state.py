@@ -56,6 +56,38 @@ def new_state(
     return jax.jit(create, out_shardings=shardings)()
 
 
+def summed_gradients(
+    loss_of: Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]],
+    params: Any,
+    batch: Any,
+    key: jax.Array,
+    accumulate: int,
+) -> tuple[Any, dict[str, jax.Array]]:
+    """Gradients and sums of a batch, computed in parts one after the other to save memory.
+
+    Args:
+      loss_of: (params, part of the batch, dropout key) -> the part's share of the loss, and sums.
+        What it divides by must be of the whole batch, so that the parts' gradients add up.
+      params: where the gradient is taken.
+      batch: arrays [B, ...].
+      key: of the dropout of this step.
+      accumulate: parts; B is a multiple.
+    """
+    gradient_of = jax.grad(loss_of, has_aux=True)
+    if accumulate == 1:
+        return gradient_of(params, batch, key)
+    # Every accumulate-th row, so that a batch that is spread over devices stays so.
+    parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+    keys = jax.random.split(key, accumulate)
+    shapes = jax.eval_shape(gradient_of, params, jax.tree.map(lambda x: x[0], parts), keys[0])
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def add(carry: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, carry, gradient_of(params, *part)), None
+
+    return jax.lax.scan(add, zeros, (parts, keys))[0]
+
+
 def abstract(state: TrainState) -> TrainState:
     """Shapes, types and shardings without the arrays: what a checkpoint is restored into."""
     return jax.tree.map(

@@ -21,6 +21,7 @@ from clue_jax.convert import model_dir
 from clue_jax.data.batches import stream
 from clue_jax.errors import run_command
 from clue_jax.files import read_json, write_json
+from clue_jax.guard import SkipWatch, leave, terminable
 from clue_jax.runlog import RunLog
 from clue_jax.train_state import abstract, new_state
 from finetune import evaluate as evaluation
@@ -74,23 +75,22 @@ def run(settings: Settings) -> dict[str, Any]:
     whole = sharding.replicated(mesh)
     step_function = jax.jit(job.step, donate_argnums=0, out_shardings=(shardings, whole))
     key = jax.device_put(dropout_key(settings.seed), whole)
-    with Checkpoints(output / "checkpoints", keep=1) as checkpoints:
-        if checkpoints.latest_step is not None:
-            state = checkpoints.restore(abstract(state))
+    with Checkpoints(output / "checkpoints", keep=2) as checkpoints:
+        state = checkpoints.restore(abstract(state)) or state
         start = int(state.step)
         history = dev_history(output, start)
 
         # ---- The loop ----------------------------------------------------------------------------
-        with RunLog(output, start, steps) as log:
+        with RunLog(output, start, steps) as log, terminable() as asked_to_stop:
             pending: list[dict[str, jax.Array]] = []
+            watch = SkipWatch()
             interval, tokens = time.monotonic(), 0
             batches = stream(lambda step: job.batch(step, settings.seed), start, steps)
             for step, batch in enumerate(batches, start + 1):
                 if stopped(history, settings.patience, task):
                     break
                 state, sums = step_function(state, sharding.put_batch(batch, mesh), key, peak)
-                if pending:
-                    jax.block_until_ready(pending[-1])
+                watch.see(step, sums)
                 pending.append(sums)
                 tokens += int(batch["input_mask"].sum())
                 log.advance(step)
@@ -117,6 +117,10 @@ def run(settings: Settings) -> dict[str, Any]:
                     log.write(step, {f"dev/{k}": v for k, v in entry.items() if k != "step"})
                     checkpoints.save(state, dataclasses.asdict(settings))
                     interval += time.monotonic() - paused
+                if asked_to_stop.is_set() and not is_last:
+                    checkpoints.save(state, dataclasses.asdict(settings))
+                    checkpoints.wait()
+                    leave(step)
 
     # ---- The result ------------------------------------------------------------------------------
     result = summary(job, history) | predict_test(output, job, mesh)

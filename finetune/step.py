@@ -11,7 +11,8 @@ import optax
 
 from clue_jax import losses
 from clue_jax.data.batches import Batch
-from clue_jax.train_state import TrainState
+from clue_jax.guard import guarded_update
+from clue_jax.train_state import TrainState, summed_gradients
 from finetune.task import Task
 
 
@@ -36,7 +37,7 @@ def train_step(
       accumulate: parts in which the batch is computed, whose gradients are added; B is a multiple.
 
     Returns:
-      The state after it, and loss sums and counts with the gradient norm before clipping.
+      The state after it, and loss sums and counts, see `clue_jax.guard.guarded_update`.
     """
     step_key = jax.random.fold_in(key, state.step)
     total = jnp.maximum(jnp.sum(batch["weights"]), 1)
@@ -49,26 +50,8 @@ def train_step(
         sums = losses.task_loss(kind, logits, part["labels"], part["weights"])
         return sums["loss_sum"] / total, sums
 
-    gradient_of = jax.grad(loss_of, has_aux=True)
-    if accumulate == 1:
-        gradients, sums = gradient_of(state.params, batch, step_key)
-    else:
-        # Every accumulate-th row, so that a batch that is spread over devices stays so.
-        parts = jax.tree.map(
-            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
-        )
-        keys = jax.random.split(step_key, accumulate)
-        zero = jax.eval_shape(
-            gradient_of, state.params, jax.tree.map(lambda x: x[0], parts), keys[0]
-        )
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zero)
-
-        def add(carry: Any, part: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, carry, gradient_of(state.params, *part)), None
-
-        (gradients, sums), _ = jax.lax.scan(add, zero, (parts, keys))
-    sums["gradient_norm"] = optax.tree.norm(gradients)
-    return state.apply_gradients(gradients, optimizer), sums
+    gradients, sums = summed_gradients(loss_of, state.params, batch, step_key, accumulate)
+    return guarded_update(state, gradients, sums, optimizer)
 
 
 def means(sums: list[dict[str, Any]], task: Task) -> dict[str, float]:
@@ -76,8 +59,10 @@ def means(sums: list[dict[str, Any]], task: Task) -> dict[str, float]:
     total = {name: float(np.sum([s[name] for s in sums], dtype=np.float64)) for name in sums[0]}
     numbers = {
         "loss": total["loss_sum"] / max(1.0, total["weight_sum"]),
-        "gradient_norm": total["gradient_norm"] / len(sums),
+        "gradient_norm": total["gradient_norm"] / max(1.0, len(sums) - total["skipped"]),
     }
+    if total["skipped"]:
+        numbers["skipped_steps"] = total["skipped"]
     if task.kind not in ("multi", "score"):
         numbers["accuracy"] = total["correct_sum"] / max(1.0, total["weight_sum"])
     return numbers

@@ -30,6 +30,7 @@ from clue_jax.checkpoint import Checkpoints
 from clue_jax.data.batches import Batch, stream
 from clue_jax.errors import UserError, run_command
 from clue_jax.files import atomic_file, read_json, write_json, write_text
+from clue_jax.guard import leave, terminable
 from clue_jax.runlog import RunLog
 from clue_jax.train_state import TrainState, abstract
 from finetune import evaluate as evaluation
@@ -159,12 +160,11 @@ def _train(
         batches = [job.batch(step, cell.seed) for cell in padded]
         return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
 
-    with Checkpoints(folder / "checkpoints", keep=1) as checkpoints:
-        if checkpoints.latest_step is not None:
-            state = checkpoints.restore(abstract(state))
+    with Checkpoints(folder / "checkpoints", keep=2) as checkpoints:
+        state = checkpoints.restore(abstract(state)) or state
         start = int(state.step)
         histories = {cell: dev_history(folder, start, _dev(cell)) for cell in cells}
-        with RunLog(folder, start, steps) as log:
+        with RunLog(folder, start, steps) as log, terminable() as asked_to_stop:
             pending: list[dict[str, jax.Array]] = []
             interval = time.monotonic()
             for step, batch in enumerate(stream(batch_at, start, steps), start + 1):
@@ -196,6 +196,10 @@ def _train(
                     log.write(step, _flat(entries), _best_of(entries, task))
                     checkpoints.save(state, dataclasses.asdict(settings))
                     interval += time.monotonic() - paused
+                if asked_to_stop.is_set() and not is_last:
+                    checkpoints.save(state, dataclasses.asdict(settings))
+                    checkpoints.wait()
+                    leave(step)
     return histories
 
 

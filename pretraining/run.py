@@ -7,105 +7,38 @@ import functools
 import json
 import logging
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
-from jax.sharding import Mesh
 
-from clue_jax import losses, optim, sharding, zoo
+from clue_jax import optim, sharding, zoo
 from clue_jax.checkpoint import Checkpoints
 from clue_jax.config import PRESETS, ModelConfig
 from clue_jax.convert import merge
-from clue_jax.convert.loaded import FORMAT, INFO_FILE, LoadedModel
+from clue_jax.convert.loaded import LoadedModel
 from clue_jax.convert.target import write
-from clue_jax.data.batches import Batch, stream
-from clue_jax.data.records import MANIFEST
+from clue_jax.data.batches import stream
 from clue_jax.errors import UserError, run_command
-from clue_jax.files import read_json, sha256, write_json
+from clue_jax.guard import SkipWatch, leave, terminable
 from clue_jax.model import PretrainingModel
 from clue_jax.runlog import RunLog
-from clue_jax.text import Tokenizer, copy_vocabulary, vocabulary_digest
-from clue_jax.train_state import TrainState, abstract, compute_dtype, new_state
+from clue_jax.text import Tokenizer
+from clue_jax.train_state import abstract, compute_dtype, new_state
 from pretraining.build_shards import HELD_OUT
-from pretraining.evaluate import check_fit, evaluate, head_sums
+from pretraining.evaluate import check_fit, evaluate
 from pretraining.examples import Examples
 from pretraining.masking import Masking
+from pretraining.settings import Settings, check, check_batch, claim
+from pretraining.step import Interval, train_step
 
 # What the masked-LM loss does not reach. In the original these get no update and no decay.
 NEXT_SENTENCE_ONLY = r"^(bert/pooler|next_sentence)/"
 
-# Settings that may differ when a run goes on.
-CHANGEABLE = (
-    "output", "data", "vocab", "init", "steps", "mesh", "save_every", "log_every", "eval_every"
-)  # fmt: skip
-
-
-LEFT_BEHIND = ("model", "tf", "checkpoints", "metrics.jsonl", "tensorboard")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Pretrains a model. Started again with the same command, a run goes on where it was."""
-
-    data: str
-    """Folder of shards (pretraining.build_shards), or of the original's TFRecord files."""
-    output: str
-    """Folder of the run: model/, tf/, checkpoints/, metrics.jsonl, tensorboard/."""
-    steps: int
-    """Updates in all."""
-    batch_size: int
-    """B, rows an update over all devices."""
-    learning_rate: float
-    """The largest, at the end of the warm-up."""
-    warmup_steps: int = 0
-    """Steps of rising learning rate."""
-    preset: Literal["tiny", "tiny3l312", "tiny3l768", "base", "large"] = "tiny"
-    """Size of the model; not used with --init."""
-    seq_len: int | None = None
-    """T; if given, it must be that of the shards."""
-    vocab: str | None = None
-    """vocab.txt (default: the copy kept with the shards)."""
-    init: str | None = None
-    """Model to start from: a published name, a model directory, a TF-BERT checkpoint or a zip.
-    Heads that it lacks start fresh."""
-    mesh: str | None = None
-    """Devices by axis, such as data=8 or data=2,fsdp=4 (default: all on data)."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Of the computation (default: float32 on CPU, bfloat16 elsewhere). Parameters are float32."""
-    seed: int = 0
-    """Of initial weights, order of rows, masks and dropout."""
-    schedule: Literal["linear", "original"] = "linear"
-    """original: the decay counts from step 0 and jumps at the end of the warm-up."""
-    next_sentence: bool = False
-    """Add the next-sentence loss (needs shards of sentence pairs)."""
-    masking: Literal["whole-word", "token"] = "whole-word"
-    """How masks are drawn, if the shards have none fixed."""
-    masked_lm_prob: float = 0.15
-    """Share of tokens to mask."""
-    max_predictions: int = 20
-    """M, masked slots a row."""
-    adam_b2: float = 0.98
-    """Decay of Adam's second moment. The original has 0.98 for RoBERTa pretraining, else 0.999."""
-    weight_decay: float = 0.01
-    """But for LayerNorm and biases."""
-    max_gradient_norm: float = 1.0
-    """Larger gradients are scaled down to this global norm."""
-    dropout: float | None = None
-    """Both dropout rates (default: the model's, 0.1)."""
-    prng: Literal["threefry2x32", "rbg"] = "threefry2x32"
-    """rbg is faster on TPU, but ties the numbers to the mesh."""
-    save_every: int = 1000
-    """Steps between checkpoints; the three newest are kept."""
-    log_every: int = 100
-    """Steps between entries of the log."""
-    eval_every: int = 0
-    """Steps between evaluations on DATA/held-out; 0 for none."""
+PROFILED = range(3, 8)  # Steps after the start that --profile shows; the first ones compile.
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -128,9 +61,9 @@ def run(settings: Settings) -> dict[str, Any]:
     """
     # ---- What to train, on what ------------------------------------------------------------------
     started = time.monotonic()
-    _check(settings)
+    check(settings)
     mesh = sharding.make_mesh(settings.mesh)
-    sharding.check_batch_size(settings.batch_size, mesh)
+    check_batch(settings, mesh)
     masking = Masking(settings.masking, settings.masked_lm_prob, settings.max_predictions)
     initial = _initial(settings)
     vocab = settings.vocab or (initial.tokenizer if initial else None)
@@ -140,7 +73,7 @@ def run(settings: Settings) -> dict[str, Any]:
     schedule = optim.learning_rate(
         settings.schedule, settings.learning_rate, settings.steps, settings.warmup_steps
     )
-    optimizer = optim.adamw(
+    optimizer = {"adamw": optim.adamw, "lamb": optim.lamb}[settings.optimizer](
         schedule,
         b2=settings.adam_b2,
         weight_decay=settings.weight_decay,
@@ -148,11 +81,11 @@ def run(settings: Settings) -> dict[str, Any]:
         frozen=None if settings.next_sentence else NEXT_SENTENCE_ONLY,
     )
     output = Path(settings.output)
-    _claim(output, settings, config, examples, initial, mesh)
+    claim(output, settings, config, examples, initial, mesh)
 
     # ---- The state: the newest checkpoint, else --init, else random weights ----------------------
     dtype = compute_dtype(settings.dtype)
-    model = PretrainingModel(config, dtype)
+    model = PretrainingModel(config, dtype, remat=settings.remat == "layers")
     key = jax.random.key(settings.seed, impl=settings.prng)
     state = new_state(lambda: _random_params(model, key), optimizer, mesh)
     state_shardings = sharding.state_shardings(state, mesh)
@@ -170,6 +103,7 @@ def run(settings: Settings) -> dict[str, Any]:
             optimizer=optimizer,
             key=jax.random.fold_in(key, 1),
             next_sentence=settings.next_sentence,
+            accumulate=settings.accumulate,
         ),
         donate_argnums=0,
         out_shardings=(state_shardings, sharding.replicated(mesh)),
@@ -178,42 +112,51 @@ def run(settings: Settings) -> dict[str, Any]:
     meta = dataclasses.asdict(settings)
     last: dict[str, float] = {}
     with Checkpoints(output / "checkpoints") as checkpoints:
-        if checkpoints.latest_step is not None:
-            if checkpoints.latest_step > settings.steps:
-                raise UserError(
-                    f"{output}: is at step {checkpoints.latest_step} already, beyond --steps "
-                    f"{settings.steps}"
-                )
-            state = checkpoints.restore(abstract(state))
+        state = checkpoints.restore(abstract(state)) or state
         start = int(state.step)
+        if start > settings.steps:
+            raise UserError(
+                f"{output}: is at step {start} already, beyond --steps {settings.steps}"
+            )
+        if settings.profile and settings.steps - start < PROFILED.stop:
+            raise UserError(f"--profile needs a run of at least {PROFILED.stop} steps")
 
         # ---- The loop ----------------------------------------------------------------------------
-        with RunLog(output, start, settings.steps) as log:
-            interval = _Interval(start)
+        with RunLog(output, start, settings.steps) as log, terminable() as asked_to_stop:
+            interval, watch = Interval(start), SkipWatch()
             batches = stream(
                 lambda step: examples.step(step, settings.batch_size, settings.seed),
                 start,
                 settings.steps,
             )
             for step, batch in enumerate(batches, start + 1):
+                if settings.profile and step - start == PROFILED.start:
+                    jax.profiler.start_trace(settings.profile)
                 state, sums = step_function(state, sharding.put_batch(batch, mesh))
+                watch.see(step, sums)
                 interval.add(sums, int((batch["document_ids"] > 0).sum()))
                 log.advance(step)
                 is_last = step == settings.steps
+                if settings.profile and step - start == PROFILED.stop:
+                    jax.profiler.stop_trace()
                 if step % settings.log_every == 0 or is_last:
                     last = interval.numbers(step) | {
                         "learning_rate": float(schedule(step - 1)),
                         "epoch": step * settings.batch_size / len(examples),
                     }
                     log.write(step, last)
-                    interval = _Interval(step)
+                    interval = Interval(step)
                 if held_out and (step % settings.eval_every == 0 or is_last):
                     paused = time.monotonic()
                     result = evaluate(eval_model, state.params, held_out, settings.batch_size, mesh)
                     log.write(step, {f"held_out/{name}": value for name, value in result.items()})
                     interval.pause(time.monotonic() - paused)
-                if step % settings.save_every == 0 or is_last:
+                stop = asked_to_stop.is_set() and not is_last
+                if step % settings.save_every == 0 or is_last or stop:
                     checkpoints.save(state, meta)
+                if stop:
+                    checkpoints.wait()
+                    leave(step)
 
     # ---- Export ----------------------------------------------------------------------------------
     _export(output, settings, config, jax.device_get(state.params), examples, initial)
@@ -226,95 +169,6 @@ def run(settings: Settings) -> dict[str, Any]:
         "model": str(output / "model"),
         "tf": str(output / "tf"),
     }
-
-
-def train_step(
-    state: TrainState,
-    batch: Batch,
-    *,
-    model: PretrainingModel,
-    optimizer: optax.GradientTransformation,
-    key: jax.Array,
-    next_sentence: bool,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update.
-
-    Args:
-      state: before it.
-      batch: see `clue_jax.data.batches`.
-      model, optimizer: as built.
-      key: of the run; the step's dropout key is folded from it.
-      next_sentence: whether that loss is added to the masked-LM loss.
-
-    Returns:
-      The state after it, and loss sums and counts with the gradient norm before clipping.
-    """
-
-    def loss_of(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        sums = head_sums(model, params, batch, jax.random.fold_in(key, state.step))
-        heads = ("masked_lm", "next_sentence") if next_sentence else ("masked_lm",)
-        loss = sum(
-            losses.mean({name: sums[f"{head}_{name}"] for name in ("loss_sum", "weight_sum")})
-            for head in heads
-        )
-        return loss, sums
-
-    (_, sums), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    sums["gradient_norm"] = optax.tree.norm(gradients)
-    return state.apply_gradients(gradients, optimizer), sums
-
-
-class _Interval:
-    """Sums between two entries of the log. They stay on the device until they are asked for."""
-
-    def __init__(self, start: int):
-        self.start = start
-        self.started = time.monotonic()
-        self.tokens = 0
-        self.sums: list[dict[str, jax.Array]] = []
-
-    def add(self, sums: dict[str, jax.Array], tokens: int) -> None:
-        """Adds a step; waits for the step before it, so that the loop runs one step ahead only."""
-        if self.sums:
-            jax.block_until_ready(self.sums[-1])
-        self.sums.append(sums)
-        self.tokens += tokens
-
-    def pause(self, seconds: float) -> None:
-        """Leaves out time spent on something else."""
-        self.started += seconds
-
-    def numbers(self, step: int) -> dict[str, float]:
-        """Means over the interval."""
-        sums = jax.device_get(self.sums)
-        seconds = time.monotonic() - self.started
-        total = {name: float(np.sum([s[name] for s in sums], dtype=np.float64)) for name in sums[0]}
-        numbers = {}
-        for head in ("masked_lm", "next_sentence"):
-            if weight := total[f"{head}_weight_sum"]:
-                numbers[f"{head}_loss"] = total[f"{head}_loss_sum"] / weight
-                numbers[f"{head}_accuracy"] = total[f"{head}_correct_sum"] / weight
-        return numbers | {
-            "gradient_norm": total["gradient_norm"] / len(sums),
-            "tokens_per_second": self.tokens / seconds,
-            "ms_per_step": 1000 * seconds / (step - self.start),
-        }
-
-
-def _check(settings: Settings) -> None:
-    """Refuses numbers that cannot be."""
-    for name in ("steps", "batch_size", "save_every", "log_every"):
-        if getattr(settings, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
-    for name in ("learning_rate", "max_gradient_norm"):
-        if not getattr(settings, name) > 0:
-            raise UserError(
-                f"--{name.replace('_', '-')} {getattr(settings, name)} must be positive"
-            )
-    if settings.eval_every < 0 or settings.weight_decay < 0:
-        raise UserError("--eval-every and --weight-decay must not be negative")
-    if not 0 < settings.adam_b2 < 1:
-        raise UserError(f"--adam-b2 {settings.adam_b2} must lie between 0 and 1")
 
 
 def _initial(settings: Settings) -> LoadedModel | None:
@@ -338,10 +192,11 @@ def _held_out(
     """The held-out examples, if they are asked for; their masks are those of evaluation, seed 0."""
     if not settings.eval_every:
         return None
-    folder = Path(settings.data) / HELD_OUT
+    folder = Path(settings.eval_data or Path(settings.data) / HELD_OUT)
     if not folder.is_dir():
         raise UserError(
-            f"--eval-every needs {folder}; build the shards with --held-out, such as 0.5%"
+            f"--eval-every needs {folder}; build the shards with --held-out, such as 0.5%, or name "
+            "other shards with --eval-data"
         )
     return Examples(folder, vocab, masking, 0)
 
@@ -370,50 +225,6 @@ def _model_config(
         raise UserError(f"--next-sentence needs sentence pairs; {settings.data} holds none")
     check_fit(examples, config)
     return config
-
-
-def _claim(
-    output: Path,
-    settings: Settings,
-    config: ModelConfig,
-    examples: Examples,
-    initial: LoadedModel | None,
-    mesh: Mesh,
-) -> None:
-    """Marks the folder as this run's; refuses one that holds a run of other settings."""
-    fixed = {
-        name: value
-        for name, value in dataclasses.asdict(settings).items()
-        if name not in CHANGEABLE
-    }
-    fixed["vocab_sha256"] = vocabulary_digest(examples.tokenizer)
-    fixed["rows"] = len(examples)
-    if examples.manifest:
-        fixed["data_sha256"] = sha256(examples.directory / MANIFEST)
-    if initial:
-        fixed["init_sha256"] = merge.digest(initial.params)
-    fixed["dtype"] = str(compute_dtype(settings.dtype))
-    if settings.prng == "rbg":  # its numbers depend on the mesh
-        fixed["mesh"] = dict(mesh.shape)
-    path = output / "settings.json"
-    if path.exists():
-        old = read_json(path)
-        for name in sorted({*old, *fixed}):
-            if old.get(name) != fixed.get(name):
-                raise UserError(
-                    f"{output}: holds a run with {name} {old.get(name)!r}, now "
-                    f"{fixed.get(name)!r}; choose another --output or remove the folder"
-                )
-    elif any((output / name).exists() for name in LEFT_BEHIND):
-        raise UserError(f"{output}: holds something else than a run; choose another --output")
-    else:
-        # With these an unfinished run converts as well.
-        write_json(output / "config.json", config.to_hugging_face())
-        copy_vocabulary(examples.tokenizer, output)
-        known = {"lower_case": examples.tokenizer.lower_case, "max_seq_length": examples.seq_len}
-        known |= {"normalization": examples.normalization, "heads": {"masked_lm": "trained"}}
-        write_json(output / INFO_FILE, {"format": FORMAT, **known})
-        write_json(path, fixed)
 
 
 def _random_params(model: PretrainingModel, key: jax.Array) -> Any:

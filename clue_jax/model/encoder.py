@@ -87,12 +87,15 @@ class Encoder(nn.Module):
 
     config: ModelConfig
     dtype: jnp.dtype
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, bias: jax.Array, deterministic: bool) -> tuple[jax.Array, ...]:
         outputs = [x]
+        # The last argument, deterministic, is a Python value; 0 counts the module itself.
+        kind = nn.remat(EncoderLayer, static_argnums=(3,)) if self.remat else EncoderLayer
         for i in range(self.config.num_hidden_layers):
-            layer = EncoderLayer(self.config, self.dtype, name=f"layer_{i}")
+            layer = kind(self.config, self.dtype, name=f"layer_{i}")
             outputs.append(layer(outputs[-1], bias, deterministic))
         return tuple(outputs)
 
@@ -116,15 +119,17 @@ class Bert(nn.Module):
       config: the sizes.
       dtype: of the computation; parameters are float32.
       with_pooler: False for heads that have no use for it; new parameters then lack it.
+      remat: what a layer made is computed anew in the backward pass, not kept.
     """
 
     config: ModelConfig
     dtype: jnp.dtype = jnp.float32
     with_pooler: bool = True
+    remat: bool = False
 
     def setup(self) -> None:
         self.embeddings = Embeddings(self.config, self.dtype)
-        self.encoder = Encoder(self.config, self.dtype)
+        self.encoder = Encoder(self.config, self.dtype, self.remat)
         if self.with_pooler:
             self.pooler = dense(self.config, self.config.hidden_size, self.dtype)
 

@@ -180,13 +180,15 @@ class PretrainingModel(nn.Module):
     Args:
       config: the sizes.
       dtype: of the computation; parameters are float32.
+      remat: see `Bert`.
     """
 
     config: ModelConfig
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     def setup(self) -> None:
-        self.bert = Bert(self.config, self.dtype)
+        self.bert = Bert(self.config, self.dtype, remat=self.remat)
         self.masked_lm = MaskedLMHead(self.config, self.dtype)
         self.next_sentence = dense(self.config, 2, self.dtype)
 

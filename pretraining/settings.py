@@ -1,0 +1,191 @@
+"""The settings of a pretraining run: what they mean, what they may be, whose a folder is."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from jax.sharding import Mesh
+
+from clue_jax import sharding
+from clue_jax.config import ModelConfig
+from clue_jax.convert import merge
+from clue_jax.convert.loaded import FORMAT, INFO_FILE, LoadedModel
+from clue_jax.data.records import MANIFEST
+from clue_jax.errors import UserError
+from clue_jax.files import read_json, sha256, write_json
+from clue_jax.text import copy_vocabulary, vocabulary_digest
+from clue_jax.train_state import compute_dtype
+from pretraining.examples import Examples
+
+# Settings that may differ when a run goes on.
+CHANGEABLE = (
+    "output", "data", "vocab", "init", "steps", "mesh", "save_every", "log_every", "eval_every",
+    "eval_data", "profile", "remat",
+)  # fmt: skip
+
+
+LEFT_BEHIND = ("model", "tf", "checkpoints", "metrics.jsonl", "tensorboard")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Pretrains a model. Started again with the same command, a run goes on where it was.
+
+    SIGTERM saves and ends with status 143. A checkpoint that is damaged is put aside, and the run
+    goes on from the one before it.
+    """
+
+    data: str
+    """Folder of shards (pretraining.build_shards), or of the original's TFRecord files."""
+    output: str
+    """Folder of the run: model/, tf/, checkpoints/, metrics.jsonl, tensorboard/."""
+    steps: int
+    """Updates in all."""
+    batch_size: int
+    """B, rows an update over all devices."""
+    learning_rate: float
+    """The largest, at the end of the warm-up."""
+    warmup_steps: int = 0
+    """Steps of rising learning rate."""
+    preset: Literal["tiny", "tiny3l312", "tiny3l768", "base", "large"] = "tiny"
+    """Size of the model; not used with --init."""
+    seq_len: int | None = None
+    """T; if given, it must be that of the shards."""
+    vocab: str | None = None
+    """vocab.txt (default: the copy kept with the shards)."""
+    init: str | None = None
+    """Model to start from: a published name, a model directory, a TF-BERT checkpoint or a zip.
+    Heads that it lacks start fresh."""
+    mesh: str | None = None
+    """Devices by axis, such as data=8 or data=2,fsdp=4 (default: all on data)."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Of the computation (default: float32 on CPU, bfloat16 elsewhere). Parameters are float32."""
+    seed: int = 0
+    """Of initial weights, order of rows, masks and dropout."""
+    schedule: Literal["linear", "original"] = "linear"
+    """original: the decay counts from step 0 and jumps at the end of the warm-up."""
+    optimizer: Literal["adamw", "lamb"] = "adamw"
+    """lamb: each matrix learns in proportion to its own size, for very large batches."""
+    next_sentence: bool = False
+    """Add the next-sentence loss (needs shards of sentence pairs)."""
+    masking: Literal["whole-word", "token"] = "whole-word"
+    """How masks are drawn, if the shards have none fixed."""
+    masked_lm_prob: float = 0.15
+    """Share of tokens to mask."""
+    max_predictions: int = 20
+    """M, masked slots a row."""
+    adam_b2: float = 0.98
+    """Decay of Adam's second moment. The original has 0.98 for RoBERTa pretraining, else 0.999."""
+    weight_decay: float = 0.01
+    """But for LayerNorm and biases."""
+    max_gradient_norm: float = 1.0
+    """Larger gradients are scaled down to this global norm."""
+    dropout: float | None = None
+    """Both dropout rates (default: the model's, 0.1)."""
+    accumulate: int = 1
+    """Parts in which a batch is computed one after the other, to save memory."""
+    remat: Literal["none", "layers"] = "none"
+    """layers: compute every layer anew in the backward pass instead of keeping what it made, which
+    saves memory and costs up to a third more computation."""
+    prng: Literal["threefry2x32", "rbg"] = "threefry2x32"
+    """rbg is faster on TPU, but ties the numbers to the mesh."""
+    save_every: int = 1000
+    """Steps between checkpoints; the three newest are kept."""
+    log_every: int = 100
+    """Steps between entries of the log."""
+    eval_every: int = 0
+    """Steps between evaluations on held-out rows; 0 for none."""
+    eval_data: str | None = None
+    """Folder of the held-out shards (default: DATA/held-out)."""
+    profile: str | None = None
+    """Write a profiler trace of five steps to this folder, for TensorBoard or Perfetto."""
+
+
+def check(settings: Settings) -> None:
+    """Refuses numbers that cannot be.
+
+    Raises:
+      UserError: naming the option.
+    """
+    for name in ("steps", "batch_size", "save_every", "log_every", "accumulate"):
+        if getattr(settings, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+    for name in ("learning_rate", "max_gradient_norm"):
+        if not getattr(settings, name) > 0:
+            raise UserError(
+                f"--{name.replace('_', '-')} {getattr(settings, name)} must be positive"
+            )
+    if settings.eval_every < 0 or settings.weight_decay < 0:
+        raise UserError("--eval-every and --weight-decay must not be negative")
+    if not 0 < settings.adam_b2 < 1:
+        raise UserError(f"--adam-b2 {settings.adam_b2} must lie between 0 and 1")
+    if settings.eval_data is not None and not settings.eval_every:
+        raise UserError("--eval-data needs --eval-every")
+
+
+def check_batch(settings: Settings, mesh: Mesh) -> None:
+    """Refuses a batch that mesh and accumulation do not divide.
+
+    Raises:
+      UserError: with the numbers.
+    """
+    sharding.check_batch_size(settings.batch_size, mesh)
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if settings.batch_size % (settings.accumulate * ways):
+        raise UserError(
+            f"--batch-size {settings.batch_size} is not a multiple of --accumulate "
+            f"{settings.accumulate} times the {ways} devices that split the batch"
+        )
+
+
+def claim(
+    output: Path,
+    settings: Settings,
+    config: ModelConfig,
+    examples: Examples,
+    initial: LoadedModel | None,
+    mesh: Mesh,
+) -> None:
+    """Marks the folder as this run's.
+
+    Raises:
+      UserError: if it holds a run of other settings, with the setting and both values.
+    """
+    fixed = {
+        name: value
+        for name, value in dataclasses.asdict(settings).items()
+        if name not in CHANGEABLE
+    }
+    fixed["vocab_sha256"] = vocabulary_digest(examples.tokenizer)
+    fixed["rows"] = len(examples)
+    if examples.manifest:
+        fixed["data_sha256"] = sha256(examples.directory / MANIFEST)
+    if initial:
+        fixed["init_sha256"] = merge.digest(initial.params)
+    fixed["dtype"] = str(compute_dtype(settings.dtype))
+    if settings.prng == "rbg":  # its numbers depend on the mesh
+        fixed["mesh"] = dict(mesh.shape)
+    path = output / "settings.json"
+    if path.exists():
+        # A run of before a setting came to be had what is now its default.
+        defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
+        old = {name: defaults[name] for name in fixed if name in defaults} | read_json(path)
+        for name in sorted({*old, *fixed}):
+            if old.get(name) != fixed.get(name):
+                raise UserError(
+                    f"{output}: holds a run with {name} {old.get(name)!r}, now "
+                    f"{fixed.get(name)!r}; choose another --output or remove the folder"
+                )
+    elif any((output / name).exists() for name in LEFT_BEHIND):
+        raise UserError(f"{output}: holds something else than a run; choose another --output")
+    else:
+        # With these an unfinished run converts as well.
+        write_json(output / "config.json", config.to_hugging_face())
+        copy_vocabulary(examples.tokenizer, output)
+        known = {"lower_case": examples.tokenizer.lower_case, "max_seq_length": examples.seq_len}
+        known |= {"normalization": examples.normalization, "heads": {"masked_lm": "trained"}}
+        write_json(output / INFO_FILE, {"format": FORMAT, **known})
+        write_json(path, fixed)

@@ -1,0 +1,96 @@
+"""One update of a model in pretraining, as a pure function, and the sums that it leaves."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from clue_jax import losses
+from clue_jax.data.batches import Batch
+from clue_jax.guard import guarded_update
+from clue_jax.model import PretrainingModel
+from clue_jax.train_state import TrainState, summed_gradients
+from pretraining.evaluate import head_sums
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: PretrainingModel,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    next_sentence: bool,
+    accumulate: int = 1,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update.
+
+    Args:
+      state: before it.
+      batch: see `clue_jax.data.batches`.
+      model, optimizer: as built.
+      key: of the run; the step's dropout key is folded from it.
+      next_sentence: whether that loss is added to the masked-LM loss.
+      accumulate: parts in which the batch is computed, whose gradients are added; B is a multiple.
+
+    Returns:
+      The state after it, and loss sums and counts, see `clue_jax.guard.guarded_update`.
+    """
+
+    heads = ("masked_lm", "next_sentence") if next_sentence else ("masked_lm",)
+    weights = {f"{head}_weight_sum": jnp.sum(batch[f"{head}_weights"]) for head in heads}
+
+    def loss_of(params: Any, part: Batch, part_key: jax.Array) -> tuple[jax.Array, Any]:
+        sums = head_sums(model, params, part, part_key)
+        whole = sums | weights
+        loss = sum(
+            losses.mean({name: whole[f"{head}_{name}"] for name in ("loss_sum", "weight_sum")})
+            for head in heads
+        )
+        return loss, sums
+
+    step_key = jax.random.fold_in(key, state.step)
+    gradients, sums = summed_gradients(loss_of, state.params, batch, step_key, accumulate)
+    return guarded_update(state, gradients, sums, optimizer)
+
+
+class Interval:
+    """Sums between two entries of the log. They stay on the device until they are asked for."""
+
+    def __init__(self, start: int):
+        self.start = start
+        self.started = time.monotonic()
+        self.tokens = 0
+        self.sums: list[dict[str, jax.Array]] = []
+
+    def add(self, sums: dict[str, jax.Array], tokens: int) -> None:
+        """Adds a step."""
+        self.sums.append(sums)
+        self.tokens += tokens
+
+    def pause(self, seconds: float) -> None:
+        """Leaves out time spent on something else."""
+        self.started += seconds
+
+    def numbers(self, step: int) -> dict[str, float]:
+        """Means over the interval."""
+        sums = jax.device_get(self.sums)
+        seconds = time.monotonic() - self.started
+        total = {name: float(np.sum([s[name] for s in sums], dtype=np.float64)) for name in sums[0]}
+        numbers = {}
+        for head in ("masked_lm", "next_sentence"):
+            if weight := total[f"{head}_weight_sum"]:
+                numbers[f"{head}_loss"] = total[f"{head}_loss_sum"] / weight
+                numbers[f"{head}_accuracy"] = total[f"{head}_correct_sum"] / weight
+        if total["skipped"]:
+            numbers["skipped_steps"] = total["skipped"]
+        return numbers | {
+            "gradient_norm": total["gradient_norm"] / max(1.0, len(sums) - total["skipped"]),
+            "tokens_per_second": self.tokens / seconds,
+            "ms_per_step": 1000 * seconds / (step - self.start),
+        }

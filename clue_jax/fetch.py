@@ -207,6 +207,28 @@ def _record(lock: Path, key: str, entry: dict[str, Any]) -> dict[str, Any] | Non
     return before
 
 
+def digest_of(path: Path, key: str, lock: Path | None = None) -> str:
+    """The SHA-256 of a file in the cache, compared with its first download if that was recorded.
+
+    Args:
+      path: the file.
+      key: of its record, see `fetch`.
+      lock: see `fetch`.
+
+    Raises:
+      UserError: if the file is not what was downloaded.
+    """
+    digest = sha256(path)
+    lock = lock or cache_directory() / LOCK
+    known = read_object(lock).get(key) if lock.exists() else None
+    if isinstance(known, dict) and known.get("sha256") != digest:
+        raise UserError(
+            f"{path}: is not what was downloaded (SHA-256 {digest}, then {known.get('sha256')}); "
+            "remove the file, and it is downloaded again"
+        )
+    return digest
+
+
 def is_url(address: str) -> bool:
     """Whether an address is fetched by HTTP; any other is a local path."""
     return re.match(r"https?://", address) is not None

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clue_jax.errors import UserError
-from clue_jax.fetch import cache_directory, fetch, join
-from clue_jax.files import sha256
+from clue_jax.fetch import cache_directory, digest_of, fetch, join
 from finetune.forms import FORMS
 from finetune.task import Content, Task
 
@@ -33,15 +32,20 @@ def read_split(
         for the official zip in the cache, downloaded if need be.
       split: "train", "dev" or "test".
       version: of the benchmark, which chooses the test file.
-      limit: the first so many only.
+      limit: the first so many records only; of a set in several files as many of each.
 
     Raises:
       UserError: if a file for training is missing, or a file is not as it should be.
     """
     names = task.files(split, version)
     place = download(task)[0] if place is None else Path(place)
+    shares = [None] * len(names)
+    if limit:  # 5 of 2 files: 3 and 2
+        shares = [
+            (limit + len(names) - 1 - i) // len(names) * task.group for i in range(len(names))
+        ]
     examples: list[Any] = []
-    for name in names:
+    for name, share in zip(names, shares, strict=True):
         options = (_read(task, place, option) for option in name.split("|"))
         found = next((option for option in options if option), None)
         if found is None and split != "test":
@@ -52,19 +56,30 @@ def read_split(
         answers = None
         if split != "test" and task.answers_file:
             answers = _read(task, place, task.answers_file(Path(found[1]).name))
-        examples += read_examples(task, found, split != "test", answers)
+        examples += read_examples(task, found, split != "test", answers)[:share]
     if not names:
         if split == "test":
             return None
         raise UserError(f"{task.name} has no {split} set")
-    return examples[: limit * task.group] if limit else examples
+    return examples
 
 
 def read_examples(
     task: Task, content: Content, labelled: bool, answers: Content | None = None
 ) -> list[Any]:
-    """The examples of a file, by the task's own reader or that of its form."""
-    return (task.read or FORMS[task.kind].read)(task, content, labelled, answers)
+    """The examples of a file, by the task's own reader or that of its form.
+
+    Raises:
+      UserError: if the file is not as it should be, or answers by id would fall together.
+    """
+    examples = (task.read or FORMS[task.kind].read)(task, content, labelled, answers)
+    if task.container == "mapping" or task.kind == "spans":
+        seen: set[Any] = set()
+        for example in examples:
+            if example.id in seen:
+                raise UserError(f"{content[1]}: holds the id {example.id} twice")
+            seen.add(example.id)
+    return examples
 
 
 def read_file(task: Task, path: str, labelled: bool) -> list[Any]:
@@ -110,10 +125,11 @@ def download(
         raise UserError(f"CLUE publishes no zip of {task.name}; name your own with --data-dir")
     path = (Path(folder) if folder else cache_directory() / "tasks") / task.archive
     cached = path.is_file()
+    key = join(ADDRESS, task.archive)
     if not cached:
-        fetch(join(mirror or ADDRESS, task.archive), path, key=join(ADDRESS, task.archive))
+        fetch(join(mirror or ADDRESS, task.archive), path, key=key)
     record = {"task": task.name, "output": str(path), "size": path.stat().st_size}
-    return path, record | {"sha256": sha256(path), "cached": cached}
+    return path, record | {"sha256": digest_of(path, key), "cached": cached}
 
 
 def _read(task: Task, place: Path, name: str) -> Content | None:
@@ -121,7 +137,7 @@ def _read(task: Task, place: Path, name: str) -> Content | None:
     if not place.exists():
         raise UserError(f"{place}: no such file or folder")
     if place.is_file():
-        return _from_zip(place, name)
+        return _from_zip(place, name, task)
     archives = (task.archive, *task.other_archives)
     stems = [archive.removesuffix(".zip") for archive in archives]
     for folder in (place, place / task.name, *(place / stem for stem in stems)):
@@ -129,17 +145,23 @@ def _read(task: Task, place: Path, name: str) -> Content | None:
             return (folder / name).read_bytes(), str(folder / name)
     for archive in (*archives, f"{task.name}.zip"):
         if (place / archive).is_file():
-            found = _from_zip(place / archive, name)
+            found = _from_zip(place / archive, name, task)
             if found:
                 return found
     return None
 
 
-def _from_zip(path: Path, name: str) -> Content | None:
+def _from_zip(path: Path, name: str, task: Task) -> Content | None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = [m for m in archive.namelist() if m == name or m.endswith(f"/{name}")]
             members = [m for m in members if not m.startswith("__MACOSX")]
+            if len(members) > 1:  # a zip of several tasks
+                stems = {a.removesuffix(".zip") for a in (task.archive, *task.other_archives)}
+                own = [m for m in members if {task.name, *stems} & set(m.split("/")[:-1])]
+                if len(own) != 1:
+                    raise UserError(f"{path}: holds {name} {len(members)} times; unpack it first")
+                members = own
             return (archive.read(members[0]), f"{path}/{members[0]}") if members else None
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError) as error:
         raise UserError(f"{path}: damaged, or not a zip file ({error})") from error

@@ -30,7 +30,7 @@ def json_lines(data: bytes, source: str) -> Iterator[tuple[int, dict[str, Any]]]
             record = json.loads(line.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise UserError(f"{place}: not UTF-8 text") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{place}: not valid JSON ({error})") from error
         if not isinstance(record, dict):
             raise UserError(f"{place}: expected a JSON object, got {type(record).__name__}")
@@ -52,19 +52,34 @@ def tab_separated(
       UserError: for text that is not UTF-8, or a row with another number of columns.
     """
     text = decode(data, source)
-    quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
-    reader = csv.reader(io.StringIO(text, newline="\n"), delimiter=separator, quoting=quoting)
-    csv.field_size_limit(1 << 30)
-    for values in reader:
+    for number, values in _tabs(text) if separator == "\t" else _quoted(text, source, separator):
         if columns is None:
             columns = tuple(values)
             continue
         if len(values) != len(columns):
             raise UserError(
-                f"{source}, line {reader.line_num}: {len(values)} columns, expected "
-                f"{len(columns)} ({', '.join(columns)})"
+                f"{source}, line {number}: {len(values)} columns, expected {len(columns)} "
+                f"({', '.join(columns)})"
             )
-        yield reader.line_num, dict(zip(columns, values, strict=True))
+        yield number, dict(zip(columns, values, strict=True))
+
+
+def _tabs(text: str) -> Iterator[tuple[int, list[str]]]:
+    lines = text.split("\n")
+    if not lines[-1]:
+        lines.pop()
+    for number, line in enumerate(lines, 1):
+        yield number, line.removesuffix("\r").split("\t")
+
+
+def _quoted(text: str, source: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(io.StringIO(text, newline="\n"), delimiter=separator)
+    csv.field_size_limit(1 << 30)
+    try:
+        for values in reader:
+            yield reader.line_num, values
+    except csv.Error as error:
+        raise UserError(f"{source}, line {reader.line_num}: not valid CSV ({error})") from error
 
 
 def json_document(data: bytes, source: str) -> Any:
@@ -95,13 +110,15 @@ def conll(data: bytes, source: str) -> Iterator[tuple[int, list[str], list[str]]
     tags: list[str] = []
     start = 1
     for number, line in enumerate([*decode(data, source).split("\n"), ""], 1):
+        # Other white space, such as U+3000, may be a unit.
         line = line.rstrip("\r")
-        if not line.strip():
+        if not line.strip(" \t"):
             if units:
                 yield start, units, tags
             units, tags, start = [], [], number + 1
             continue
-        columns = line.split("\t") if "\t" in line else line.split()
+        has_tabs = "\t" in line
+        columns = line.split("\t") if has_tabs else [part for part in line.split(" ") if part]
         if units and bool(tags) != (len(columns) > 1):
             raise UserError(
                 f"{source}, line {number}: {len(columns)} columns, unlike the line before; "
@@ -109,7 +126,7 @@ def conll(data: bytes, source: str) -> Iterator[tuple[int, list[str], list[str]]
             )
         units.append(columns[0])
         if len(columns) > 1:
-            tags.append(columns[-1].strip())
+            tags.append(columns[-1].strip(" "))
 
 
 def decode(data: bytes, source: str) -> str:

@@ -157,12 +157,19 @@ def constrained(scores: np.ndarray, labels: Sequence[str]) -> list[int]:
     return best[::-1]
 
 
-def as_mentions(text: str, entities: Sequence[Entity]) -> dict[str, dict[str, list[list[int]]]]:
-    """CLUENER's form: {type: {mention: [[start, end], ..]}}, ends inclusive."""
+def as_mentions(
+    units: Sequence[str], entities: Sequence[Entity]
+) -> dict[str, dict[str, list[list[int]]]]:
+    """CLUENER's form: {type: {mention: [[start, end], ..]}}, ends inclusive.
+
+    Args:
+      units: of the text, usually its characters; places count these.
+      entities: over the units.
+    """
     mentions: dict[str, dict[str, list[list[int]]]] = {}
     for kind, start, end in entities:
         of_kind = mentions.setdefault(kind, {})
-        of_kind.setdefault(text[start : end + 1], []).append([start, end])
+        of_kind.setdefault("".join(units[start : end + 1]), []).append([start, end])
     return mentions
 
 

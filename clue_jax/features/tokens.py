@@ -47,12 +47,15 @@ def tokenize_characters(tokenizer: Tokenizer, text: str | Sequence[str]) -> Char
 
 def parts(pieces: Characters, units: Sequence[str], room: int) -> list[slice]:
     """Consecutive parts of a text, each of at most `room` pieces, cut behind a sign in the second
-    half of a part where there is one; a single part for a text without pieces."""
+    half of a part where there is one, and within a character only if it has more pieces than that;
+    a single part for a text without pieces."""
     cuts = [0]
     while len(pieces) - cuts[-1] > room:
         end = cuts[-1] + room
-        while not pieces.first[end]:  # not within a character
+        while end > cuts[-1] and not pieces.first[end]:  # not within a character
             end -= 1
+        if end == cuts[-1]:  # a unit longer than a part; its first piece carries the tag
+            end += room
         signs = (
             i + 1
             for i in range(end - 1, cuts[-1] + room // 2, -1)

@@ -80,6 +80,9 @@ def read(
             examples.append(Example(text_a, text_b, label if labelled else None, name, line))
     if not examples:
         raise UserError(f"{source}: holds no examples")
+    lonely = next((example for example in examples if example.text_b is None), None)
+    if lonely and any(example.text_b is not None for example in examples):
+        raise UserError(f"{source}, line {lonely.line}: the second text is missing")
     return examples
 
 
@@ -92,16 +95,33 @@ def _expand(task: Task, record: Mapping[str, Any], labelled: bool) -> list[tuple
         if task.kind == "score":
             label = float(value)
         elif task.kind == "multi":
-            names = value.split(",") if isinstance(value, str) else value
-            label = tuple(str(name).strip() for name in names if str(name).strip())
+            label = label_names(value)
         else:
             label = label_name(value)
     return [(task.texts(record), label)]
 
 
 def label_name(value: Any) -> str:
-    """A label as its name: JSON's true and 1 are "true" and "1"."""
+    """A label as its name: JSON's true and 1 are "true" and "1".
+
+    Raises:
+      ValueError: if it is nothing, a list or an object.
+    """
+    if value is None or isinstance(value, list | dict):
+        raise ValueError(f"label {json.dumps(value)}, expected a text")
     return json.dumps(value) if isinstance(value, bool) else str(value)
+
+
+def label_names(value: Any) -> tuple[str, ...]:
+    """Several labels: a list of names, or names with commas between them.
+
+    Raises:
+      ValueError: if they are neither.
+    """
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list):
+        raise ValueError(f"labels {json.dumps(value)}, expected a list or a text")
+    return tuple(str(name).strip() for name in names if str(name).strip())
 
 
 def _unknown_label(task: Task, label: Label) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ from finetune.forms.form import Form
 from finetune.records import conll
 from finetune.rows import Rows
 from finetune.task import Content, Task
+
+_TAG = re.compile("O|[BIMES]-.+")
 
 
 @dataclass(frozen=True)
@@ -65,17 +68,27 @@ def read(
         place = f"{source}, line {line}"
         if labelled and not tags:
             raise UserError(f"{place}: the units have no tags")
-        bio = to_bio([tag.replace("M-", "I-", 1) if tag[:2] == "M-" else tag for tag in tags])
-        check_tags(task, bio if labelled else (), place)
-        examples.append(Tagged(tuple(units), bio if labelled else (), number))
+        bio = to_bio(tags, place) if labelled else ()
+        check_tags(task, bio, place)
+        examples.append(Tagged(tuple(units), bio, number))
     if not examples:
         raise UserError(f"{source}: holds no sentences")
     return examples
 
 
-def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
-    """Tags of any of these schemes as BIO."""
-    return tuple(tags_of(entities_of(tags), len(tags)))
+def to_bio(tags: Sequence[str], place: str) -> tuple[str, ...]:
+    """Tags of any of these schemes as BIO.
+
+    Raises:
+      UserError: for what is a tag in none of them, with the place.
+    """
+    wrong = next((tag for tag in tags if not _TAG.fullmatch(tag)), None)
+    if wrong is not None:
+        raise UserError(
+            f"{place}: tag {wrong!r}; expected O, or B, I, M, E or S, a hyphen and a type"
+        )
+    begun = [tag.replace("M-", "I-", 1) if tag.startswith("M-") else tag for tag in tags]
+    return tuple(tags_of(entities_of(begun), len(begun)))
 
 
 def check_tags(task: Task, tags: Sequence[str], place: str) -> None:
@@ -174,9 +187,9 @@ def _mentions_score(task: Task, rows: Rows, found: Any) -> dict[str, float]:
     """CLUENER's own score: the texts of the mentions, averaged over the types."""
     gold, predicted = [], []
     for source, (places, tags) in zip(rows.sources, found, strict=True):
-        text = "".join(source.example.units)
-        gold.append(as_mentions(text, entities_of(source.example.tags)))
-        predicted.append(as_mentions(text, entities(places, tags)))
+        units = source.example.units
+        gold.append(as_mentions(units, entities_of(source.example.tags)))
+        predicted.append(as_mentions(units, entities(places, tags)))
     kinds = kinds_of(task)
     return {"mentions_macro_f1": metrics.cluener(gold, predicted, kinds)["macro_f1"]}
 
@@ -189,8 +202,8 @@ def kinds_of(task: Task) -> list[str]:
 def _answers(task: Task, rows: Rows, logits: Sequence[np.ndarray]) -> list[tuple[Any, Any]]:
     answers = []
     for source, (places, tags) in zip(rows.sources, decode(task, rows, logits), strict=True):
-        text = "".join(source.example.units)
-        answers.append((source.example.id, as_mentions(text, entities(places, tags))))
+        mentions = as_mentions(source.example.units, entities(places, tags))
+        answers.append((source.example.id, mentions))
     return answers
 
 

@@ -24,6 +24,8 @@ def _read(task: Task, content: Content, labelled: bool, answers: Content | None)
             passage = "\n".join(lines)
             for entry in entries:
                 name = entry.get("id", len(questions))
+                if not isinstance(entry["question"], str):
+                    raise TypeError(f"question {entry['question']!r}")
                 texts = check_choices(task, entry["choice"], place)
                 label = _label(texts, entry["answer"], place) if labelled else None
                 questions.append(Question(passage, entry["question"], texts, label, name))

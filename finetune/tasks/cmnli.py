@@ -1,4 +1,5 @@
-"""CMNLI: does the first sentence entail the second, contradict it, or neither? CLUE 1.0 only."""
+"""CMNLI: does the first sentence entail the second, contradict it, or neither? CLUE 1.1 trains it
+too, but takes no answers to it."""
 
 from finetune.task import Task
 

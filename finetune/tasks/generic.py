@@ -9,7 +9,8 @@ from typing import Any
 
 from clue_jax.errors import UserError
 from clue_jax.features.entities import entities_of, labels_for
-from finetune.forms.labels import label_name
+from finetune.forms.labels import label_name, label_names
+from finetune.forms.tags import to_bio
 from finetune.records import conll, json_lines, tab_separated
 from finetune.task import Kind, Task, Texts
 
@@ -68,7 +69,11 @@ def ending_of(folder: str) -> str:
 def labels_of(task: Task, data: bytes, source: str) -> tuple[str, ...]:
     """The labels that a training file has, sorted; of tags the BIO labels of its types."""
     if task.kind == "tags":
-        kinds = {kind for _, _, tags in conll(data, source) for kind, _, _ in entities_of(tags)}
+        kinds = {
+            entity.kind
+            for line, _, tags in conll(data, source)
+            for entity in entities_of(to_bio(tags, f"{source}, line {line}"))
+        }
         if not kinds:
             raise UserError(f"{source}: holds no entities; expected lines of a unit and its tag")
         return labels_for(sorted(kinds))
@@ -77,11 +82,13 @@ def labels_of(task: Task, data: bytes, source: str) -> tuple[str, ...]:
         if task.label_field not in record:
             raise UserError(f"{source}, line {line}: no field {task.label_field!r}")
         value = record[task.label_field]
-        if task.kind == "multi":
-            names = value.split(",") if isinstance(value, str) else value
-            found |= {str(name).strip() for name in names if str(name).strip()}
-        else:
-            found.add(label_name(value))
+        try:
+            found |= set(label_names(value)) if task.kind == "multi" else {label_name(value)}
+        except ValueError as error:
+            raise UserError(f"{source}, line {line}: {error}") from error
     if len(found) < 2:
-        raise UserError(f"{source}: holds {len(found)} label; a classifier needs two or more")
+        raise UserError(
+            f"{source}: has {len(found)} label{'s' * (len(found) != 1)}; a classifier needs two or "
+            "more"
+        )
     return tuple(sorted(found))

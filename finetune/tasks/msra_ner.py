@@ -24,7 +24,7 @@ def _read(
         given = record["label"].replace("\x02", " ").split(" ") if labelled else []
         if labelled and len(units) != len(given):
             raise UserError(f"{place}: {len(units)} units, but {len(given)} tags")
-        bio = tags.to_bio(given)
+        bio = tags.to_bio(given, place)
         tags.check_tags(task, bio, place)
         examples.append(tags.Tagged(tuple(units), bio, line - 2))
     if not examples:

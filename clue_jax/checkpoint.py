@@ -72,8 +72,9 @@ class Checkpoints:
             # There the arrays are read in place, while the next step may overwrite (donate) them.
             state = jax.tree.map(jnp.copy, state)
         items = {"params": state.params, "opt_state": state.opt_state}
+        about = {"checksums": checksums(items), "shapes": _shapes(items)}
         self._pending = self._checkpointer.save_checkpointables_async(
-            step, items, force=True, custom_metadata=meta | {"checksums": checksums(items)}
+            step, items, force=True, custom_metadata=meta | about
         )
         if self._pending is None:
             raise UserError(f"{self._checkpointer.directory}: step {step} was not saved")
@@ -108,7 +109,7 @@ class Checkpoints:
           The state, or None if there is no checkpoint at all.
 
         Raises:
-          UserError: if there are some, and all are damaged.
+          UserError: if there are some, and all are damaged; if the arrays have other shapes.
         """
         wanted = {"params": like.params, "opt_state": like.opt_state}
         damaged = []
@@ -116,7 +117,7 @@ class Checkpoints:
             step = self.latest_step
             try:
                 items = _read(self._checkpointer, step, wanted)
-            except UserError as error:
+            except _Damaged as error:
                 damaged.append(step)
                 _log.warning("%s", error)
                 self._put_aside(step)
@@ -143,25 +144,40 @@ class Checkpoints:
         self._checkpointer = self._open()
 
 
+class _Damaged(UserError):
+    """Of a checkpoint that is not what was saved."""
+
+
 def _read(checkpointer: ocp.training.Checkpointer, step: int, like: Any) -> Any:
     """The arrays of a checkpoint, verified.
 
     Raises:
-      UserError: if they cannot be read, or are not what was saved.
+      _Damaged: if they cannot be read, or are not what was saved.
+      UserError: if they have other shapes.
     """
     place = epath.Path(checkpointer.directory) / str(step)
     try:
-        items = checkpointer.load_checkpointables(step, like)
         known = checkpointer.checkpointables_metadata(step).custom_metadata
     except Exception as error:  # damage shows in many types of error
-        raise UserError(f"{place}: cannot be read ({_reason(error)})") from error
+        raise _Damaged(f"{place}: cannot be read ({_reason(error)})") from error
     if known is None:
-        raise UserError(f"{place}: damaged; its metadata cannot be read")
+        raise _Damaged(f"{place}: damaged; its metadata cannot be read")
+    for path, shape in _shapes(like).items():
+        saved = known.get("shapes", {}).get(path, shape)
+        if list(saved) != shape:
+            raise UserError(
+                f"{place}: {path} has the shape {saved}, this run needs {shape}; it is the "
+                "checkpoint of another model"
+            )
+    try:
+        items = checkpointer.load_checkpointables(step, like)
+    except Exception as error:
+        raise _Damaged(f"{place}: cannot be read ({_reason(error)})") from error
     expected = known.get("checksums")
     if expected is not None:  # checkpoints of before there were any have none
         for path, value in checksums(items).items():
             if expected.get(path) != value:
-                raise UserError(f"{place}: damaged; {path} is not what was saved")
+                raise _Damaged(f"{place}: damaged; {path} is not what was saved")
     return items
 
 
@@ -170,6 +186,12 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error).split("\n")[0][:200]
+
+
+def _shapes(tree: Any) -> dict[str, list[int]]:
+    shapes = {}
+    map_paths(lambda path, leaf: shapes.update({path: list(leaf.shape)}), tree)
+    return shapes
 
 
 def checksums(tree: Any) -> dict[str, int]:

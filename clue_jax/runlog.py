@@ -12,7 +12,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from clue_jax.files import write_text
+from clue_jax.files import json_text, write_text
 
 Item = TypeVar("Item")
 
@@ -69,7 +69,7 @@ class RunLog:
         self, step: int, numbers: dict[str, float], shown: dict[str, float] | None = None
     ) -> None:
         """Records numbers of a step in the files, and shows them, or others in their place."""
-        self._file.write(json.dumps({"step": step, **numbers}) + "\n")
+        self._file.write(json_text({"step": step, **numbers}) + "\n")
         self._file.flush()
         for name, value in numbers.items():
             self._tensorboard.add_scalar(name, value, step)

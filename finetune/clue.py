@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import time
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any, Literal
 import tyro
 
 from clue_jax.errors import UserError, run_command
-from clue_jax.files import atomic_file, write_json, write_text
+from clue_jax.files import atomic_file, json_text, write_json, write_text
 from clue_jax.sharding import make_mesh
 from finetune import evaluate, predict, run, submission
 from finetune.data import read_split
@@ -78,7 +77,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     started = time.monotonic()
     output = Path(settings.output)
     names = _names(settings)
-    _look_ahead(settings, names)
+    expected = submission.expected_files(settings.version)
+    diagnostics = _look_ahead(settings, names)
     results = {}
     for number, name in enumerate(names, 1):
         print(f"== {number}/{len(names)} {name}", flush=True)
@@ -93,23 +93,30 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             )
         )
     report = _report(settings, results)
-    files = [r["prediction"] for r in results.values() if r.get("prediction")]
-    files += _diagnose(settings, results)
-    if any(TASKS[name].submission.get(settings.version) for name in names) and files:
-        packed = submission.build(
-            submission.Build(
-                str(output), str(output / "submission.zip"), settings.version, settings.limit
+    files = [Path(r["prediction"]) for r in results.values() if r.get("prediction")]
+    if diagnostics:
+        files.append(_diagnose(settings, results, diagnostics))
+    submitted = {file.name: file for file in files if file.name in expected}
+    fault = None
+    if submitted:
+        try:
+            submission.pack(
+                submitted, str(output / "submission.zip"), settings.version, settings.limit
             )
-        )
-        report["submission"] = packed["output"]
+            report["submission"] = "submission.zip"
+        except UserError as error:  # no reason to lose the report of what was trained
+            fault = report["fault"] = str(error)
     write_json(output / "report.json", report)
     write_text(output / "report.md", _markdown(report))
     _draw(results, output / "curves.png")
     seconds = round(time.monotonic() - started, 1)
     scores = {name: task["score"] for name, task in report["tasks"].items()}
     summary = {"average": report["average"], "scores": scores, "seconds": seconds}
-    summary |= {"report": str(output / "report.md"), "submission": report.get("submission")}
-    print(json.dumps(summary))
+    packed = str(output / "submission.zip") if "submission" in report else None
+    summary |= {"report": str(output / "report.md"), "submission": packed}
+    print(json_text(summary))
+    if fault:
+        raise UserError(fault)
     return report
 
 
@@ -124,33 +131,36 @@ def _names(settings: Settings) -> list[str]:
     return names
 
 
-def _look_ahead(settings: Settings, names: list[str]) -> None:
-    """Reads the dev set of every task, so that a missing file is not found hours later."""
+def _look_ahead(settings: Settings, names: list[str]) -> list[Any] | None:
+    """Reads all files of the tasks to train, so that no fault in one is found hours later.
+
+    Returns:
+      The examples of the diagnostics, if their file and a task that answers them are there.
+    """
     make_mesh(settings.mesh)
+    root, version = settings.data_root, settings.version
     for name in names:
-        read_split(TASKS[name], settings.data_root, "dev", settings.version)
-
-
-def _diagnose(settings: Settings, results: dict[str, dict[str, Any]]) -> list[str]:
-    """Answers the diagnostics, if their file and the model for them are there."""
-    solver = results.get(DIAGNOSED_BY[settings.version])
-    task = TASKS["diagnostics"]
-    if solver is None:
-        return []
-    try:
-        examples = read_split(task, settings.data_root, "test", settings.version, settings.limit)
-    except UserError as error:
-        logging.warning("without the diagnostics: %s", error)
-        return []
+        if not (Path(settings.output) / name / "result.json").exists():
+            for split in ("train", "dev", "test"):
+                read_split(TASKS[name], root, split, version, settings.limit)
+    if DIAGNOSED_BY[version] not in names:
+        return None
+    examples = read_split(TASKS["diagnostics"], root, "test", version, settings.limit)
     if examples is None:
-        return []
+        logging.warning("diagnostics: no test file was found, so they are not answered")
+    return examples
+
+
+def _diagnose(settings: Settings, results: dict[str, dict[str, Any]], examples: list[Any]) -> Path:
+    """Answers the diagnostics with the model of the task that is closest to them."""
+    task, solver = TASKS["diagnostics"], results[DIAGNOSED_BY[settings.version]]
     path = Path(settings.output) / task.name / task.submission[settings.version]
     mesh = make_mesh(settings.mesh)
     predict.predict(
         solver["best"], task, examples, path, solver["settings"]["seq_len"],
         evaluate.eval_batch_size(1, mesh), mesh, settings.dtype,
     )  # fmt: skip
-    return [str(path)]
+    return path
 
 
 def _report(settings: Settings, results: dict[str, dict[str, Any]]) -> dict[str, Any]:

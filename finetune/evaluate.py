@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,20 @@ from jax.sharding import Mesh
 from clue_jax import losses
 from clue_jax.convert.loaded import LoadedModel
 from clue_jax.errors import UserError, run_command
-from clue_jax.files import atomic_file
+from clue_jax.files import atomic_file, json_text
 from clue_jax.sharding import check_batch_size, make_mesh, put_batch, state_shardings
 from clue_jax.train_state import compute_dtype
 from finetune.data import read_file
 from finetune.forms import FORMS, Logits
 from finetune.forms.labels import confusion
-from finetune.model import TaskModel, build_model, head_of, load_fine_tuned, normalizer_of
+from finetune.model import (
+    TaskModel,
+    build_model,
+    head_of,
+    length_of,
+    load_fine_tuned,
+    normalizer_of,
+)
 from finetune.rows import Rows, buckets, eval_batches
 from finetune.task import Task
 
@@ -57,7 +63,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     check_batch_size(settings.batch_size, mesh)
     loaded, task = load_fine_tuned(settings.model, settings.task, settings.input)
     examples = read_file(task, settings.input, labelled=True)
-    seq_len = settings.seq_len or loaded.info["max_seq_length"]
+    seq_len = length_of(loaded, settings.seq_len)
     normalize = normalizer_of(task, loaded)
     rows = FORMS[task.kind].rows(examples, task, loaded.tokenizer, normalize, seq_len)
     logits, loss = evaluate_directory(
@@ -71,7 +77,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             raise UserError("--confusion needs a task of single labels")
         _draw(task, rows, logits, settings.confusion)
         result["confusion"] = settings.confusion
-    print(json.dumps(result, ensure_ascii=False))
+    print(json_text(result))
     return result
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,17 +16,28 @@ import optax
 
 from clue_jax import optim
 from clue_jax.config import ModelConfig
+from clue_jax.convert import merge
 from clue_jax.convert.loaded import LoadedModel
 from clue_jax.data.batches import Batch
 from clue_jax.train_state import TrainState, compute_dtype
 from finetune.data import read_split
 from finetune.forms import FORMS
-from finetune.model import TaskModel, architecture, build_model, head_of, load_start, normalizer_of
+from finetune.model import (
+    TaskModel,
+    architecture,
+    build_model,
+    head_of,
+    load_start,
+    normalizer_of,
+    starting_params,
+)
 from finetune.presets import Recipe
 from finetune.rows import Rows, batch_of, buckets, train_order
 from finetune.settings import Settings, check, filled, find_task
 from finetune.step import train_step
 from finetune.task import Task
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,7 +50,9 @@ class Job:
       loaded: the model to start from.
       task: what is to be learned.
       columns: of a person's own files; None for a task of CLUE.
+      given: parameters that are taken over; the others start at random.
       train, dev: examples as rows.
+      test: examples of the test set; None if it has no file.
       examples: of the training set, as the file counts them.
     """
 
@@ -46,8 +61,10 @@ class Job:
     loaded: LoadedModel
     task: Task
     columns: dict[str, Any] | None
+    given: dict[str, Any]
     train: Rows
     dev: Rows
+    test: list[Any] | None
     examples: int
 
     @property
@@ -130,6 +147,16 @@ class Job:
         """All settings, the recipe's filled in."""
         return dataclasses.asdict(self.settings) | dataclasses.asdict(self.plan)
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the model and of the data as the model sees it, by what they are of."""
+        data = {"train": self.train, "dev": self.dev}
+        return {
+            "model_sha256": merge.digest(self.loaded.params),
+            **{f"{split}_sha256": rows.digest for split, rows in data.items()},
+            "test_sha256": hashlib.sha256(repr(self.test).encode()).hexdigest(),
+        }
+
     def about(self) -> dict[str, Any]:
         """What a model directory of this job says of itself."""
         info = self.loaded.info
@@ -161,6 +188,7 @@ def prepare(settings: Settings, mesh: jax.sharding.Mesh) -> Job:
     task, columns = find_task(settings)
     plan = filled(settings, loaded)
     check(settings, plan, loaded, mesh)
+    given = {} if settings.random_weights else starting_params(loaded, task, settings.head)
     normalize = normalizer_of(task, loaded)
     rows, counts = {}, {}
     for split in ("train", "dev"):
@@ -169,4 +197,10 @@ def prepare(settings: Settings, mesh: jax.sharding.Mesh) -> Job:
             examples, task, loaded.tokenizer, normalize, plan.seq_len
         )
         counts[split] = len(examples) // task.group
-    return Job(settings, plan, loaded, task, columns, rows["train"], rows["dev"], counts["train"])
+    test = read_split(task, settings.data_dir, "test", settings.version, settings.limit)
+    if test is None:
+        _log.warning("%s: no test file was found, so none is predicted", task.name)
+    return Job(
+        settings, plan, loaded, task, columns, given, rows["train"], rows["dev"], test,
+        counts["train"],
+    )  # fmt: skip

@@ -76,7 +76,9 @@ def fits(loaded: LoadedModel, task: Task) -> bool:
     """Whether a model's head gives what a task needs: its labels in their order, or one number for
     each choice; starts and ends always fit."""
     if task.kind == "choice":
-        return loaded.params["classifier"]["bias"].shape == (1,)
+        known = loaded.config.extra.get("architectures") or [architecture(task)]
+        is_right = loaded.info.get("architecture", known[0]) == architecture(task)
+        return is_right and loaded.params["classifier"]["bias"].shape == (1,)
     return task.kind == "spans" or tuple(loaded.info.get("labels") or ()) == task.labels
 
 
@@ -121,7 +123,10 @@ def load_fine_tuned(
     if not {"classifier", "span"} & set(loaded.params):
         raise UserError(f"{directory}: has no head for a task; finetune.run makes one")
     labels = tuple(loaded.info["labels"])
-    name = task_name or loaded.info["task"]
+    own_name = loaded.info.get("task")
+    name = task_name or own_name
+    if name is None:
+        raise UserError(f"{directory}: does not say what task it was trained on; --task names one")
     if name == "generic":
         return loaded, own_task(loaded.info.get("input") or {}, labels, input_file)
     if name not in TASKS:
@@ -130,16 +135,33 @@ def load_fine_tuned(
     task = TASKS[name]
     if head_of(task) not in loaded.params:
         raise UserError(
-            f"{directory}: is a model of {loaded.info['task']}, without the {head_of(task)} head "
-            f"of {name}"
+            f"{directory}: is a model of {own_name or 'an unknown task'}, without the "
+            f"{head_of(task)} head of {name}"
         )
     if not fits(loaded, task):
         raise UserError(
-            f"{directory}: is a model of {loaded.info['task']} with {len(labels)} labels "
-            f"({', '.join(labels[:5])}..), not of {name} with {len(task.labels)} "
-            f"({', '.join(task.labels[:5])}..)"
+            f"{directory}: is a model of {own_name or 'an unknown task'} with {_shown(labels)}, "
+            f"not of {name} with {_shown(task.labels)}"
         )
     return loaded, task
+
+
+def _shown(labels: tuple[str, ...]) -> str:
+    some = ", ".join(labels[:5]) + (", .." if len(labels) > 5 else "")
+    return f"{len(labels)} labels ({some})" if labels else "no labels"
+
+
+def length_of(loaded: LoadedModel, seq_len: int | None) -> int:
+    """T for a fine-tuned model: as given, as trained, or the longest that it takes.
+
+    Raises:
+      UserError: if the model cannot take it.
+    """
+    longest = loaded.config.max_position_embeddings
+    length = seq_len or loaded.info.get("max_seq_length") or longest
+    if not 4 <= length <= longest:
+        raise UserError(f"--seq-len {length}: the model takes 4..{longest}")
+    return length
 
 
 def normalizer_of(task: Task, loaded: LoadedModel) -> Callable[[str], str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,12 @@ import tyro
 from jax.sharding import Mesh
 
 from clue_jax.errors import run_command
-from clue_jax.files import atomic_file, write_json
+from clue_jax.files import atomic_file, json_text, write_json
 from clue_jax.sharding import check_batch_size, make_mesh
 from finetune.data import read_file
 from finetune.evaluate import evaluate_directory
 from finetune.forms import FORMS
-from finetune.model import load_fine_tuned, normalizer_of
+from finetune.model import length_of, load_fine_tuned, normalizer_of
 from finetune.task import Task
 
 
@@ -48,7 +47,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     settings = tyro.cli(Settings, args=argv)
     loaded, task = load_fine_tuned(settings.model, settings.task, settings.input)
     examples = read_file(task, settings.input, labelled=False)
-    seq_len = settings.seq_len or loaded.info["max_seq_length"]
+    seq_len = length_of(loaded, settings.seq_len)
     mesh = make_mesh(settings.mesh)
     check_batch_size(settings.batch_size, mesh)
     count = predict(
@@ -56,7 +55,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         settings.dtype,
     )  # fmt: skip
     result = {"output": settings.output, "task": task.name, "rows": count}
-    print(json.dumps(result, ensure_ascii=False))
+    print(json_text(result))
     return result
 
 
@@ -97,7 +96,7 @@ def predict(
     with atomic_file(output) as file:
         for name, answer in answers:
             line = {"id": name, "label": answer, **task.answer}
-            file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+            file.write((json_text(line) + "\n").encode())
     return len(answers)
 
 

@@ -34,9 +34,9 @@ class Recipe:
 
 original_recipe = functools.partial(Recipe, schedule="original")
 
-# The original's one-click script (run_classifier_clue.sh), for RoBERTa-tiny-clue; OCNLI, which it
-# lacks, as its CMNLI.
-ORIGINAL_SMALL = {
+# The original's one-click script (run_classifier_clue.sh); its TPU scripts for large models say the
+# same. OCNLI, which it lacks, as its CMNLI.
+ORIGINAL = {
     "afqmc": original_recipe(128, 16, 2e-5, 3, 300),
     "tnews": original_recipe(128, 16, 2e-5, 3, 300),
     "iflytek": original_recipe(128, 32, 2e-5, 3, 300),
@@ -50,11 +50,6 @@ ORIGINAL_SMALL = {
     "c3": Recipe(512, 24, 2e-5, 8),
     "chid": Recipe(64, 24, 2e-5, 3),
     "msra_ner": original_recipe(256, 8, 2e-5, 5),
-}
-# Its TPU scripts for the large models; tasks that these lack as the small ones.
-ORIGINAL_LARGE = ORIGINAL_SMALL | {
-    "iflytek": original_recipe(128, 32, 2e-5, 3, 300),
-    "cmnli": original_recipe(128, 64, 3e-5, 2, 300),
 }
 # The original's README advises 1e-4 and 5 to 8 epochs for small models, against its own scripts.
 SMALL = {
@@ -98,8 +93,7 @@ def size_of(config: ModelConfig) -> Size:
 
 def recipe(task: str, config: ModelConfig, original: bool) -> Recipe:
     """The recipe of a task for a model; other tasks have the usual one of their size."""
-    size = size_of(config)
     if original:
-        table = ORIGINAL_SMALL if size == "small" else ORIGINAL_LARGE
-        return table.get(task, original_recipe(128, 32, 2e-5, 3, 1000))
+        return ORIGINAL.get(task, original_recipe(128, 32, 2e-5, 3, 1000))
+    size = size_of(config)
     return (SMALL if size == "small" else LARGE).get(task, OTHER[size])

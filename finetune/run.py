@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import shutil
 import time
@@ -20,17 +19,16 @@ from clue_jax.checkpoint import Checkpoints
 from clue_jax.convert import model_dir
 from clue_jax.data.batches import stream
 from clue_jax.errors import run_command
-from clue_jax.files import read_json, write_json
+from clue_jax.files import json_text, read_json, write_json
 from clue_jax.guard import SkipWatch, leave, terminable
 from clue_jax.runlog import RunLog
 from clue_jax.train_state import abstract, new_state
 from finetune import evaluate as evaluation
 from finetune import predict
-from finetune.data import read_split
 from finetune.forms import FORMS
 from finetune.history import Entry, best, better, dev_history, stopped
 from finetune.job import Job, dropout_key, prepare
-from finetune.model import random_params, saved_config, starting_params, with_params
+from finetune.model import random_params, saved_config, with_params
 from finetune.settings import Settings, claim
 from finetune.step import means
 
@@ -39,8 +37,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Runs the command line; prints and returns the result."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     result = run(tyro.cli(Settings, args=argv))
-    shown = {k: v for k, v in result.items() if k not in ("dev", "settings")}
-    print(json.dumps(shown, ensure_ascii=False))
+    print(json_text({k: v for k, v in result.items() if k not in ("dev", "settings")}))
     return result
 
 
@@ -58,9 +55,9 @@ def run(settings: Settings) -> dict[str, Any]:
     output = Path(settings.output)
     mesh = sharding.make_mesh(settings.mesh)
     job = prepare(settings, mesh)
-    if claim(output, job.fixed, job.loaded, len(job.train)):
+    if claim(output, job.fixed, job.digests):
         shutil.rmtree(output / "checkpoints", ignore_errors=True)  # of a run killed at its very end
-        return read_json(output / "result.json")
+        return read_result(output)
     task, steps, pad_id = job.task, job.steps, job.loaded.tokenizer.pad_id
 
     # ---- The state: the newest checkpoint, else the model with a new head ------------------------
@@ -69,8 +66,7 @@ def run(settings: Settings) -> dict[str, Any]:
     schedule = job.schedule(peak)
     drawing = jax.random.key(settings.seed)
     state = new_state(lambda: random_params(model, drawing), job.optimizer(peak), mesh)
-    if not settings.random_weights:
-        state = with_params(state, starting_params(job.loaded, task, settings.head), mesh)
+    state = with_params(state, job.given, mesh)
     shardings = sharding.state_shardings(state, mesh)
     whole = sharding.replicated(mesh)
     step_function = jax.jit(job.step, donate_argnums=0, out_shardings=(shardings, whole))
@@ -130,6 +126,14 @@ def run(settings: Settings) -> dict[str, Any]:
     return result
 
 
+def read_result(output: Path) -> dict[str, Any]:
+    """The result of a finished run, whose folder may have been moved."""
+    result = read_json(output / "result.json") | {"best": str(output / "best")}
+    if "prediction" in result:
+        result["prediction"] = str(output / Path(result["prediction"]).name)
+    return result
+
+
 def save_best(output: Path, params: Any, job: Job) -> None:
     """Writes the model directory OUTPUT/best, in the place of an earlier one."""
     loaded = job.loaded
@@ -148,6 +152,7 @@ def summary(job: Job, history: list[Entry]) -> dict[str, Any]:
         "metric": metric,
         "best_value": chosen[metric],
         "best_step": chosen["step"],
+        "last_step": history[-1]["step"],
         "steps": job.steps,
         "train_examples": job.examples,
         "dev": history,
@@ -160,13 +165,19 @@ def summary(job: Job, history: list[Entry]) -> dict[str, Any]:
 def predict_test(output: Path, job: Job, mesh: Mesh) -> dict[str, str]:
     """Predicts the test set with OUTPUT/best, if there is one, under its submission name."""
     task, settings = job.task, job.settings
-    test = read_split(task, settings.data_dir, "test", settings.version, settings.limit)
-    if test is None:
+    if job.test is None:
         return {}
     path = output / task.submission.get(settings.version, f"{task.name}_predict.json")
     batch_size = evaluation.eval_batch_size(job.plan.batch_size, mesh)
     predict.predict(
-        str(output / "best"), task, test, path, job.plan.seq_len, batch_size, mesh, settings.dtype
+        str(output / "best"),
+        task,
+        job.test,
+        path,
+        job.plan.seq_len,
+        batch_size,
+        mesh,
+        settings.dtype,
     )
     return {"prediction": str(path)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any, Literal
 import jax
 
 from clue_jax import sharding
-from clue_jax.convert import merge
 from clue_jax.convert.loaded import LoadedModel
 from clue_jax.errors import UserError
 from clue_jax.files import read_json, write_json
@@ -49,7 +49,7 @@ class Settings:
     random_weights: bool = False
     """Take the model's sizes and vocabulary, but random weights."""
     recipe: Literal["default", "original"] = "default"
-    """original: the original's script for this task."""
+    """original: length, batch, rate, epochs and schedule of the original's script for the task."""
     epochs: float | None = None
     """Passes over the training set."""
     batch_size: int | None = None
@@ -102,7 +102,13 @@ class Settings:
 
 def find_task(settings: Settings) -> tuple[Task, dict[str, Any] | None]:
     """The task, and for a person's own what a model directory keeps of its columns."""
+    columns = {
+        "text": settings.text, "pair": settings.text_pair, "label": settings.label,
+        "kind": settings.kind,
+    }  # fmt: skip
     if settings.task != "generic":
+        if columns != {"text": "text", "pair": None, "label": "label", "kind": "single"}:
+            raise UserError("--text, --text-pair, --label and --kind belong to --task generic")
         if settings.task not in TASKS:
             known = ", ".join([*TASKS, "generic"])
             raise UserError(f"--task {settings.task!r} is unknown; known: {known}")
@@ -112,14 +118,12 @@ def find_task(settings: Settings) -> tuple[Task, dict[str, Any] | None]:
                 f"--task {task.name} has no training set; predict it with ocnli's model"
             )
         return task, None
-    columns = {
-        "text": settings.text, "pair": settings.text_pair, "label": settings.label,
-        "kind": settings.kind,
-    }  # fmt: skip
     if settings.data_dir is None:
         raise UserError("--task generic needs --data-dir, the folder of your files")
     if not Path(settings.data_dir).is_dir():
-        raise UserError(f"{settings.data_dir}: no such folder")
+        is_there = Path(settings.data_dir).exists()
+        fault = "not a folder; unpack your files first" if is_there else "no such folder"
+        raise UserError(f"{settings.data_dir}: {fault}")
     task = make(ending_of(settings.data_dir), **columns)
     if settings.kind != "score":
         path = Path(settings.data_dir) / task.train
@@ -148,8 +152,16 @@ def check(settings: Settings, plan: Recipe, loaded: LoadedModel, mesh: jax.shard
     if not 4 <= plan.seq_len <= longest:
         raise UserError(f"--seq-len {plan.seq_len}: the model takes 4..{longest}")
     for name in ("epochs", "learning_rate"):
-        if not getattr(plan, name) > 0:
+        if not 0 < getattr(plan, name) < math.inf:
             raise UserError(f"--{name.replace('_', '-')} {getattr(plan, name)} must be positive")
+    if not 0 <= settings.seed < 2**32:
+        raise UserError(f"--seed {settings.seed} must lie in 0..{2**32 - 1}")
+    if settings.dropout is not None and not 0 <= settings.dropout < 1:
+        raise UserError(f"--dropout {settings.dropout} must lie in [0, 1)")
+    if not 0 <= settings.weight_decay < math.inf:
+        raise UserError(f"--weight-decay {settings.weight_decay} must not be negative")
+    if settings.random_weights and (settings.head == "keep" or settings.init_from):
+        raise UserError("--random-weights leaves nothing to keep: no --head keep, no --init-from")
     for name, low in (("accumulate", 1), ("log_every", 1), ("patience", 0)):
         if getattr(settings, name) < low:
             raise UserError(f"--{name.replace('_', '-')} must be at least {low}")
@@ -166,17 +178,16 @@ def check(settings: Settings, plan: Recipe, loaded: LoadedModel, mesh: jax.shard
         )
 
 
-def claim(output: Path, settings: Mapping[str, Any], loaded: LoadedModel, examples: int) -> bool:
+def claim(output: Path, settings: Mapping[str, Any], digests: Mapping[str, str]) -> bool:
     """Marks the folder as this run's, refuses one of another; says whether it is finished.
 
     Args:
       output: the folder.
       settings: everything that the run depends on, as JSON has it.
-      loaded: the model to start from.
-      examples: of the training set.
+      digests: of the model and the data.
     """
     fixed = {name: value for name, value in settings.items() if name not in CHANGEABLE}
-    fixed |= {"model_sha256": merge.digest(loaded.params), "examples": examples}
+    fixed |= digests
     path = output / "settings.json"
     if path.exists():
         old = read_json(path)

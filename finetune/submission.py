@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -64,8 +65,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     result = build(command) if isinstance(command, Build) else check(command)
     print(json.dumps(result, ensure_ascii=False))
     if isinstance(command, Check) and result["faults"]:
-        first = result["faults"][0]
-        raise UserError(f"{command.path}: {len(result['faults'])} faults, the first: {first}")
+        first, *others = result["faults"]
+        more = f" (and {len(others)} more)" if others else ""
+        raise UserError(f"{command.path}: {first}{more}")
     return result
 
 
@@ -76,44 +78,85 @@ def build(settings: Build) -> dict[str, Any]:
       UserError: if there is nothing to pack, two files of a name, or a file has a fault.
     """
     directory = Path(settings.directory)
-    names = expected_files(settings.version)
-    found: dict[str, Path] = {}
-    for path in sorted(directory.rglob("*_predict.json")):
-        if path.name not in names:
-            continue
-        if path.name in found:
-            raise UserError(f"{directory}: holds {path.name} twice: {found[path.name]} and {path}")
-        found[path.name] = path
-    if not found:
+    found = find(directory, settings.version)
+    files = {name: path for name, path in found.items() if name not in OTHER_BOARDS}
+    if not files:
         raise UserError(f"{directory}: holds no prediction file of CLUE {settings.version}")
+    return pack(files, settings.output, settings.version, settings.limit)
+
+
+def pack(
+    files: Mapping[str, Path], output: str, version: Version, limit: int | None
+) -> dict[str, Any]:
+    """Writes the zip of these files; see `build`."""
+    contents = {name: path.read_bytes() for name, path in sorted(files.items())}
     faults = []
-    for name, path in found.items():
-        faults += file_faults(name, path.read_bytes(), settings.version, None, settings.limit)
+    for name, data in contents.items():
+        faults += file_faults(name, data, version, None, limit)
     if faults:
-        raise UserError(f"{directory}: {'; '.join(faults)}")
-    with atomic_file(settings.output) as file, zipfile.ZipFile(file, "w") as archive:
-        for name, path in found.items():
+        raise UserError(f"{output}: not written: {'; '.join(faults)}")
+    with atomic_file(output) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, data in contents.items():
             # A fixed date: the same predictions make the same zip.
             member = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
             member.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(member, path.read_bytes())
-        if settings.limit:
-            archive.comment = LIMITED + str(settings.limit).encode()
-    return {"output": settings.output, "version": settings.version, "files": sorted(found)}
+            archive.writestr(member, data)
+        if limit:
+            archive.comment = LIMITED + str(limit).encode()
+    return {"output": output, "version": version, "files": list(contents)}
+
+
+def find(directory: Path, version: Version) -> dict[str, Path]:
+    """The prediction files in and below a folder, by name.
+
+    Those of the other version and of tasks that are not submitted are left out, but not names that
+    are nearly right.
+
+    Raises:
+      UserError: if two have the same name.
+    """
+    known = {*expected_files(version), *OTHER_BOARDS}
+    others = {name for task in TASKS.values() for name in task.submission.values()} - known
+    found: dict[str, Path] = {}
+    for path in sorted(directory.rglob("*_predict.json")):
+        name = path.name
+        if name in others or (name not in known and not _nearest(name, version)):
+            continue
+        if name in found:
+            raise UserError(f"{directory}: holds {name} twice: {found[name]} and {path}")
+        found[name] = path
+    return found
 
 
 def check(settings: Check) -> dict[str, Any]:
     """What is wrong with a submission.
 
     Returns:
-      "faults", one line each; "files", those that were checked.
+      "faults", one line each; "files", those that were checked; "not_compared", those of them whose
+      ids could not be compared with a test file.
+
+    Raises:
+      UserError: if the path or the data root cannot be read.
     """
+    path, root = Path(settings.path), settings.data_root
+    if root is not None and not Path(root).exists():
+        raise UserError(f"{root}: no such file or folder")
     faults: list[str] = []
-    files = []
-    limit = _limit_of(Path(settings.path))
-    for name, data in _contents(Path(settings.path), faults):
+    files, not_compared = [], []
+    limit = _limit_of(path)
+    for name, data in _contents(path, settings.version, faults):
+        if name in files:
+            faults.append(f"{name}: is there twice")
+            continue
         files.append(name)
-        faults += file_faults(name, data, settings.version, settings.data_root, limit)
+        task = _known(settings.version).get(name)
+        examples = _test_examples(task, settings.version, root) if task else None
+        if task and examples is None:
+            not_compared.append(name)
+            has_count = root is None and settings.version in task.test_rows
+            if settings.complete and not has_count and task.name != "diagnostics":
+                faults.append(f"{name}: no test file to compare it with; --data-root names one")
+        faults += file_faults(name, data, settings.version, examples, limit)
     if not files:
         faults.append("holds no prediction file")
     if settings.complete:
@@ -124,7 +167,10 @@ def check(settings: Check) -> dict[str, Any]:
         ]
         if limit:
             faults.append(f"holds the first {limit} rows of each test set only")
-    return {"path": settings.path, "version": settings.version, "files": files, "faults": faults}
+    return {
+        "path": settings.path, "version": settings.version, "files": files,
+        "not_compared": not_compared, "faults": faults,
+    }  # fmt: skip
 
 
 def expected_files(version: str) -> dict[str, Task]:
@@ -132,20 +178,27 @@ def expected_files(version: str) -> dict[str, Task]:
     return {task.submission[version]: task for task in TASKS.values() if version in task.submission}
 
 
+def _known(version: str) -> dict[str, Task]:
+    return expected_files(version) | {n: TASKS[task] for n, task in OTHER_BOARDS.items()}
+
+
 def _limit_of(path: Path) -> int | None:
-    if not zipfile.is_zipfile(path):
-        return None
-    with zipfile.ZipFile(path) as archive:
-        comment = archive.comment
+    try:
+        if not zipfile.is_zipfile(path):
+            return None
+        with zipfile.ZipFile(path) as archive:
+            comment = archive.comment
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged ({error})") from error
     number = comment.removeprefix(LIMITED)
     return int(number) if comment.startswith(LIMITED) and number.isdigit() else None
 
 
-def _contents(path: Path, faults: list[str]) -> Iterator[tuple[str, bytes]]:
+def _contents(path: Path, version: Version, faults: list[str]) -> Iterator[tuple[str, bytes]]:
     """The files of a submission; what is wrong with the container is added to the faults."""
     if path.is_dir():
-        for file in sorted(path.glob("*.json")):
-            yield file.name, file.read_bytes()
+        for name, file in find(path, version).items():
+            yield name, file.read_bytes()
         return
     try:
         data = path.read_bytes()
@@ -170,7 +223,7 @@ def _contents(path: Path, faults: list[str]) -> Iterator[tuple[str, bytes]]:
 
 
 def file_faults(
-    name: str, data: bytes, version: str, data_root: str | None, limit: int | None
+    name: str, data: bytes, version: str, examples: list[Any] | None, limit: int | None
 ) -> list[str]:
     """What is wrong with a prediction file.
 
@@ -178,14 +231,12 @@ def file_faults(
       name: as it would be submitted.
       data: its content.
       version: of the benchmark.
-      data_root: where the test files are, to compare ids; None compares with the official counts.
+      examples: of the test file, one a row; None compares with the official counts.
       limit: rows that a cut test set has.
     """
-    known = expected_files(version) | {n: TASKS[task] for n, task in OTHER_BOARDS.items()}
-    task = known.get(name)
+    task = _known(version).get(name)
     if task is None:
         return [_wrong_name(name, version)]
-    examples = _test_examples(task, version, data_root)
     count = len(examples) if examples is not None else task.test_rows.get(version)
     if limit and count:
         count = min(limit, count)
@@ -224,13 +275,22 @@ def _mapping_faults(
     name: str, data: bytes, task: Task, examples: list[Any] | None, count: int | None
 ) -> list[str]:
     """What is wrong with a file that is one object of ids and answers."""
+    repeated: list[str] = []
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        counts = collections.Counter(key for key, _ in pairs)
+        repeated.extend(key for key, count in counts.items() if count > 1)
+        return dict(pairs)
+
     try:
-        content = json.loads(data)
-    except ValueError:
+        content = json.loads(data.decode("utf-8"), object_pairs_hook=once)
+    except UnicodeDecodeError:
+        return [f"{name}: not UTF-8 text"]
+    except (ValueError, RecursionError):
         return [f"{name}: is not one JSON object; expected one for the whole file"]
     if not isinstance(content, dict):
         return [f"{name}: a {type(content).__name__}; expected one object for the whole file"]
-    faults = []
+    faults = [f"{name}: holds {', '.join(repeated[:3])} twice"] if repeated else []
     for key, value in content.items():
         if task.kind == "spans" and not isinstance(value, str):
             faults.append(f"{name}: the answer to {key} is no string")
@@ -259,8 +319,10 @@ def _rows(name: str, data: bytes) -> tuple[list[dict[str, Any]], str | None]:
     rows = []
     for number, line in enumerate(data.removesuffix(b"\n").split(b"\n"), 1):
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError:
+            return [], f"{name}, line {number}: not UTF-8 text"
+        except (ValueError, RecursionError):
             return [], f"{name}, line {number}: not JSON; expected one object a line"
         if not isinstance(row, dict):
             return [], f"{name}, line {number}: a {type(row).__name__}; expected one object a line"
@@ -273,8 +335,9 @@ def _row_faults(place: str, row: dict[str, Any], task: Task, example: Any) -> li
         return [f"{place}: no label, and nothing else is scored"]
     label = row["label"]
     if task.kind == "choice":  # numbers are in use, and the same as strings
-        is_right = _is_choice(int(label) if str(label).isdecimal() else label, task)
-        known = ", ".join(map(str, range(task.choices)))
+        numbers = [str(i) for i in range(task.choices)]
+        is_right = isinstance(label, int | str) and str(label) in numbers
+        known = ", ".join(numbers)
         return [] if is_right else [f"{place}: label {label!r} is not one of {known}"]
     if task.kind == "tags":
         return _mention_faults(place, label, task, example)
@@ -283,7 +346,7 @@ def _row_faults(place: str, row: dict[str, Any], task: Task, example: Any) -> li
         return [f"{place}: label {json.dumps(label)} is no string; expected one of {known}"]
     if label not in task.labels:
         hint = ""
-        if task.name == "tnews" and label.isdigit() and int(label) < len(task.labels):
+        if task.name == "tnews" and label in map(str, range(len(task.labels))):
             hint = " (the code of the class, not its number: numbers score 0)"
         return [f"{place}: label {label!r} is not one of {known}{hint}"]
     return []
@@ -303,6 +366,13 @@ def _mention_faults(place: str, label: Any, task: Task, example: Any) -> list[st
     for kind, mention, start, end in entities:
         if f"B-{kind}" not in task.labels:
             return [f"{place}: {kind!r} is no type of {task.name}"]
+        if type(start) is not int or type(end) is not int:
+            return [f"{place}: {mention!r} stands at {start!r}..{end!r}; expected whole numbers"]
+        if start < 0 or end - start + 1 != len(mention):
+            return [
+                f"{place}: {mention!r} has {len(mention)} characters and cannot stand at "
+                f"{start}..{end}; both ends are inclusive"
+            ]
         if example is not None and "".join(example.units)[start : end + 1] != mention:
             return [
                 f"{place}: {mention!r} does not stand at {start}..{end}; both ends are inclusive"
@@ -311,25 +381,24 @@ def _mention_faults(place: str, label: Any, task: Task, example: Any) -> list[st
 
 
 def _test_examples(task: Task, version: str, data_root: str | None) -> list[Any] | None:
-    """The test set, if its file can be found."""
-    if data_root is None:
-        return None
-    for place in (Path(data_root), Path(data_root) / task.name):
-        if place.is_dir():
-            examples = read_split(task, place, "test", version)
-            if examples is not None:
-                return examples[:: task.group]
-    return None
+    """The examples of the test set, one a row, if its file can be found."""
+    examples = None if data_root is None else read_split(task, data_root, "test", version)
+    return None if examples is None else examples[:: task.group]
 
 
 def _wrong_name(name: str, version: str) -> str:
     """Says what a file should be called, if it can be told."""
-    wanted = list(expected_files(version))
+    nearest = _nearest(name, version)
+    known = f"known: {', '.join(expected_files(version))}"
+    hint = f"; it must be {nearest}" if nearest else f"; {known}"
+    return f"{name}: no file of CLUE {version} has this name, and it would score 0{hint}"
+
+
+def _nearest(name: str, version: str) -> str | None:
+    """The right name of a file whose name is nearly right."""
     stem = name.removesuffix("_predict.json").rstrip("0123456789")
     stem = {"wsc": "cluewsc"}.get(stem, stem)
-    close = [w for w in wanted if stem and w.startswith(stem)]
-    hint = f"; it must be {close[0]}" if close else f"; known: {', '.join(wanted)}"
-    return f"{name}: no file of CLUE {version} has this name, and it would score 0{hint}"
+    return next((w for w in expected_files(version) if stem and w.startswith(stem)), None)
 
 
 if __name__ == "__main__":

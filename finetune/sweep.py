@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
 import logging
+import math
 import shutil
 import time
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from clue_jax import sharding
 from clue_jax.checkpoint import Checkpoints
 from clue_jax.data.batches import Batch, stream
 from clue_jax.errors import UserError, run_command
-from clue_jax.files import atomic_file, read_json, write_json, write_text
+from clue_jax.files import atomic_file, json_text, write_json, write_text
 from clue_jax.guard import leave, terminable
 from clue_jax.runlog import RunLog
 from clue_jax.train_state import TrainState, abstract
@@ -38,9 +38,9 @@ from finetune import settings as run_settings
 from finetune.forms import FORMS
 from finetune.history import Entry, best, better, dev_history
 from finetune.job import Job, dropout_key, prepare
-from finetune.model import TaskModel, overlay, random_params, starting_params
+from finetune.model import TaskModel, overlay, random_params
 from finetune.rows import buckets, eval_batches
-from finetune.run import predict_test, save_best
+from finetune.run import predict_test, read_result, save_best
 from finetune.step import means
 from finetune.task import Task
 
@@ -77,7 +77,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Such as lr0.0001-seed0."""
-        return f"lr{self.learning_rate:g}-seed{self.seed}"
+        return f"lr{self.learning_rate!r}-seed{self.seed}"
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     result = sweep(tyro.cli(Settings, args=argv))
     print(_table(result))
     names = ("task", "metric", "best_value", "best_cell", "rates", "best", "seconds")
-    print(json.dumps({name: result[name] for name in names}, ensure_ascii=False))
+    print(json_text({name: result[name] for name in names}))
     return result
 
 
@@ -111,8 +111,9 @@ def sweep(settings: Settings) -> dict[str, Any]:
         "seed": sorted({cell.seed for cell in cells}),
         "at_once": settings.at_once,
     }
-    if run_settings.claim(output, job.fixed | grid, job.loaded, len(job.train)):
-        return read_json(output / "result.json")
+    if run_settings.claim(output, job.fixed | grid, job.digests):
+        _drop_checkpoints(output)  # of a sweep killed at its very end
+        return read_result(output)
     size = min(settings.at_once or len(cells), len(cells))
     groups = [cells[i : i + size] for i in range(0, len(cells), size)]
 
@@ -131,9 +132,13 @@ def sweep(settings: Settings) -> dict[str, Any]:
     _draw(result, output / "sweep.png")
     write_text(output / "table.md", _table(result) + "\n")
     write_json(output / "result.json", result)
-    for folder in [output, *output.glob("group*")]:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the sweep is over
+    _drop_checkpoints(output)  # the sweep is over
     return result
+
+
+def _drop_checkpoints(output: Path) -> None:
+    for folder in [output, *output.glob("group*")]:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def _train(
@@ -161,7 +166,8 @@ def _train(
         return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
 
     with Checkpoints(folder / "checkpoints", keep=2) as checkpoints:
-        state = checkpoints.restore(abstract(state)) or state
+        saved = checkpoints.restore(abstract(_to_host(state, len(cells))))
+        state = _to_devices(saved, count, mesh) if saved else state
         start = int(state.step)
         histories = {cell: dev_history(folder, start, _dev(cell)) for cell in cells}
         with RunLog(folder, start, steps) as log, terminable() as asked_to_stop:
@@ -194,10 +200,10 @@ def _train(
                             save_best(output, jax.device_get(params), job)
                         histories[cell].append(entry)
                     log.write(step, _flat(entries), _best_of(entries, task))
-                    checkpoints.save(state, dataclasses.asdict(settings))
+                    checkpoints.save(_to_host(state, len(cells)), dataclasses.asdict(settings))
                     interval += time.monotonic() - paused
                 if asked_to_stop.is_set() and not is_last:
-                    checkpoints.save(state, dataclasses.asdict(settings))
+                    checkpoints.save(_to_host(state, len(cells)), dataclasses.asdict(settings))
                     checkpoints.wait()
                     leave(step)
     return histories
@@ -216,10 +222,7 @@ def make_step(job: Job, mesh: Mesh) -> Any:
 
 def start_state(job: Job, cells: list[Cell], mesh: Mesh) -> TrainState:
     """The states that the cells start from, side by side."""
-    model, settings = job.model(dropout=True), job.settings
-    given: dict[str, Any] = {}
-    if not settings.random_weights:
-        given = starting_params(job.loaded, job.task, settings.head)
+    model = job.model(dropout=True)
 
     def one(key: jax.Array, given: dict[str, Any]) -> tuple[Any, Any]:
         params = overlay(random_params(model, key), given)
@@ -228,7 +231,26 @@ def start_state(job: Job, cells: list[Cell], mesh: Mesh) -> TrainState:
     create = jax.jit(jax.vmap(one, in_axes=(0, None)), out_shardings=(_spread(mesh), _spread(mesh)))
     keys = jax.vmap(jax.random.key)(np.array([cell.seed for cell in cells]))
     step = jax.device_put(jnp.zeros([], jnp.int32), sharding.replicated(mesh))
-    return TrainState(step, *create(_put(keys, mesh), given))
+    return TrainState(step, *create(_put(keys, mesh), job.given))
+
+
+def _to_host(state: TrainState, count: int) -> TrainState:
+    """The first `count` cells, the real ones, as they are saved: the same on any devices."""
+    state = jax.device_get(state)
+    cut = jax.tree.map(lambda x: x[:count], (state.params, state.opt_state))
+    return jax.device_put(TrainState(state.step, *cut), jax.local_devices(backend="cpu")[0])
+
+
+def _to_devices(state: TrainState, count: int, mesh: Mesh) -> TrainState:
+    """`count` cells over the devices, of which those that fill up repeat the last."""
+
+    def filled(x: np.ndarray) -> np.ndarray:
+        return np.concatenate([x, np.repeat(x[-1:], count - len(x), axis=0)])
+
+    state = jax.device_get(state)
+    full = jax.tree.map(filled, (state.params, state.opt_state))
+    step = jax.device_put(state.step, sharding.replicated(mesh))
+    return TrainState(step, *_put(full, mesh))
 
 
 def _spread(mesh: Mesh) -> NamedSharding:
@@ -272,25 +294,27 @@ def _evaluate(job: Job, params: Any, cells: list[Cell], mesh: Mesh, step: int) -
 
 
 def _of_a_run(settings: Settings) -> run_settings.Settings:
-    """The settings that all cells share, as those of a run with the first rate and seed."""
+    """The settings that all cells share, as those of a run with the least rate and seed."""
     values = {
         field.name: getattr(settings, field.name)
         for field in dataclasses.fields(run_settings.Settings)
     }
-    rate = settings.learning_rate[0] if settings.learning_rate else None
-    seed = settings.seed[0] if settings.seed else 0
+    rate = min(settings.learning_rate) if settings.learning_rate else None
+    seed = min(settings.seed) if settings.seed else 0
     return run_settings.Settings(**values | {"learning_rate": rate, "seed": seed})
 
 
 def _grid(settings: Settings, job: Job) -> list[Cell]:
     rates = settings.learning_rate or (job.plan.learning_rate,)
-    if not settings.seed or len(set(settings.seed)) < len(settings.seed):
-        raise UserError("--seed needs one or more different numbers")
-    if len(set(rates)) < len(rates) or not all(rate > 0 for rate in rates):
+    seeds = sorted(set(settings.seed))
+    if not seeds or len(seeds) < len(settings.seed) or seeds[-1] >= 2**32:
+        raise UserError(f"--seed needs one or more different numbers from 0 to {2**32 - 1}")
+    if len(set(rates)) < len(rates) or not all(0 < rate < math.inf for rate in rates):
         raise UserError("--learning-rate needs different positive numbers")
     if settings.at_once is not None and settings.at_once < 1:
         raise UserError(f"--at-once {settings.at_once} must be at least 1")
-    return [Cell(*point) for point in itertools.product(rates, settings.seed)]
+    # In one order, however they were named, so that a sweep that was cut goes on with its cells.
+    return [Cell(*point) for point in itertools.product(sorted(rates), seeds)]
 
 
 def _dev(cell: Cell) -> str:
@@ -362,7 +386,7 @@ def _table(result: dict[str, Any]) -> str:
     ]
     for row in result["rates"]:
         lines.append(
-            f"| {row['learning_rate']:g} | {100 * row['mean']:.2f} | {100 * row['deviation']:.2f} "
+            f"| {row['learning_rate']!r} | {100 * row['mean']:.2f} | {100 * row['deviation']:.2f} "
             f"| {100 * row['best']:.2f} | {row['seeds']} |"
         )
     return "\n".join(lines)

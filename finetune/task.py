@@ -36,7 +36,8 @@ class Task:
       board_metric: the score that the benchmark's table shows, if it is not the one that chooses
         the best checkpoint.
       label_field, id_field: names in a record.
-      expand: for tasks whose record is several examples; gives their texts and labels.
+      expand: for tasks whose record is several examples; gives their texts and, if they shall have
+        some, their labels.
       group: how many examples a record makes.
       records: splits a file into records with their line numbers; default JSON lines.
       read: reads the examples of a file, in the place of the form's own reader.
@@ -62,7 +63,7 @@ class Task:
     board_metric: str | None = None
     label_field: str = "label"
     id_field: str = "id"
-    expand: Callable[[Mapping[str, Any]], list[tuple[Texts, Label]]] | None = None
+    expand: Callable[[Mapping[str, Any], bool], list[tuple[Texts, Label]]] | None = None
     group: int = 1
     records: Callable[[bytes, str], Iterator[tuple[int, dict[str, Any]]]] | None = None
     read: Callable[[Task, Content, bool, Content | None], list[Any]] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,12 +104,54 @@ def test_a_cut_run_ends_with_the_same_report(data, micro_model, tmp_path, capsys
     [
         (["--tasks", "afqmc,nothing"], "--tasks 'afqmc,nothing': known are afqmc, "),
         (["--tasks", "diagnostics"], "known are"),
-        (["--tasks", "afqmc,csl"], "holds no dev.json of csl, nor csl_public.zip"),
+        (["--tasks", "afqmc,csl"], "holds no train.json of csl, nor csl_public.zip"),
     ],
 )
 def test_faults_are_found_before_anything_is_trained(data, micro_model, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         clue.main([*options(data, micro_model, tmp_path / "out"), *changes])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_is_written_though_the_zip_cannot_be(data, micro_model, tmp_path, capsys):
+    """Without --limit the predictions of a cut test set are no submission; that is said at the end,
+    and costs neither the report nor the exit status 1. Files that lie there are not packed."""
+    output = tmp_path / "out"
+    given = options(data, micro_model, output)
+    at = given.index("--limit")
+    given = [*given[:at], *given[at + 2 :], "--tasks", "afqmc", "--epochs", "1"]
+    (output / "old").mkdir(parents=True)
+    (output / "old" / "csl_predict.json").write_text("{}")
+    with pytest.raises(UserError, match="afqmc_predict.json: 40 rows, the test set has 3861") as e:
+        clue.main(given)
+    assert "csl" not in str(e.value)
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    report = json.loads((output / "report.json").read_text())
+    assert summary["submission"] is None and "40 rows" in report["fault"]
+    assert summary["average"] == report["average"] and (output / "report.md").exists()
+    assert not (output / "submission.zip").exists()
+
+
+def test_faults_in_any_file_are_found_first(data, micro_model, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(data, root)
+    for split, fault in (("train", "line 49: no field 'label'"), ("test", "line 41: no field")):
+        path = root / "afqmc" / f"{split}.json"
+        text = path.read_bytes()
+        path.write_bytes(text + b"{}\n")
+        given = [*options(root, micro_model, tmp_path / "out"), "--tasks", "tnews,afqmc"]
+        with pytest.raises(UserError, match=f"{split}.json, {fault}"):
+            clue.main(given)
+        path.write_bytes(text)
+    (root / "diagnostics").mkdir()
+    (root / "diagnostics" / "diagnostics_test.json").write_text("{}\n")
+    shutil.copytree(root / "afqmc", root / "ocnli")
+    for split in ("train.50k", "dev", "test"):
+        row = {"sentence1": "清", "sentence2": "来", "label": "neutral"}
+        (root / "ocnli" / f"{split}.json").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    given = [*options(root, micro_model, tmp_path / "out"), "--tasks", "ocnli"]
+    with pytest.raises(UserError, match="diagnostics_test.json, line 1: no field 'sentence1'"):
+        clue.main(given)
     assert not (tmp_path / "out").exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from conftest import ROOT
 
 from clue_jax import metrics, optim
-from clue_jax.convert import merge, source
+from clue_jax.convert import merge, model_dir, source
 from clue_jax.errors import UserError
 from clue_jax.model import ClassificationModel
 from clue_jax.train_state import TrainState
@@ -389,6 +390,13 @@ def test_a_head_is_new_unless_it_is_kept(finished, data, micro_model, tmp_path):
         ({"limit": 0}, "--limit at least 1"),
         ({"head": "keep"}, "has no classifier to keep; --head new starts one"),
         ({"layer_decay": 0}, "--layer-decay in"),
+        ({"seed": -1}, "--seed -1 must lie in 0..4294967295"),
+        ({"seed": 2**32}, "--seed 4294967296 must lie in"),
+        ({"dropout": 1}, r"--dropout 1.0 must lie in \[0, 1\)"),
+        ({"epochs": "inf"}, "--epochs inf must be positive"),
+        ({"weight_decay": -1}, "--weight-decay -1.0 must not be negative"),
+        ({"text": "t"}, "--text, --text-pair, --label and --kind belong to --task generic"),
+        ({"kind": "multi"}, "belong to --task generic"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_is_written(
@@ -397,12 +405,105 @@ def test_wrong_settings_are_refused_before_anything_is_written(
     with pytest.raises(UserError, match=message):
         given = options(data, tmp_path / "out", changes.pop("model", micro_model), **changes)
         run.main(given)
-    assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.name != "settings.json"]
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_of_another_run_is_refused(finished, data, micro_model):
+def test_random_weights_leave_nothing_to_keep(finished, data, micro_model, tmp_path):
+    for extra in (["--head", "keep"], ["--init-from", str(finished / "best")]):
+        given = [*options(data, tmp_path / "out", micro_model), "--random-weights", *extra]
+        with pytest.raises(UserError, match="--random-weights leaves nothing to keep"):
+            run.main(given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_own_files_must_lie_in_a_folder(data, micro_model, tmp_path):
+    for place, message in ((data / "dev.json", "not a folder; unpack"), ("/no", "no such folder")):
+        with pytest.raises(UserError, match=message):
+            run.main(options(place, tmp_path / "out", micro_model, task="generic"))
+
+
+def test_a_fault_in_a_test_file_is_found_first(data, micro_model, tmp_path):
+    """Not after hours of training."""
+    folder = tmp_path / "afqmc"
+    shutil.copytree(data, folder)
+    with (folder / "test.json").open("a") as file:
+        file.write("{}\n")
+    with pytest.raises(UserError, match="test.json, line 22: no field 'sentence1'"):
+        run.main(options(folder, tmp_path / "out", micro_model))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_another_run_is_refused(finished, data, micro_model, tmp_path):
+    """Other settings, other weights, and data that were edited since."""
+    given = {"epochs": 8, "eval_every": 8}
     with pytest.raises(UserError, match="holds a run with seed 0, now 1"):
-        run.main(options(data, finished, micro_model, epochs=8, eval_every=8, seed=1))
+        run.main(options(data, finished, micro_model, seed=1, **given))
+    tuned = finished / "best"
+    with pytest.raises(UserError, match="holds a run with init_from None, now "):
+        run.main(options(data, finished, micro_model, init_from=tuned, **given))
+    shutil.copytree(micro_model, tmp_path / "model")
+    loaded = source.load(micro_model)
+    pooler = loaded.params["bert"]["pooler"]
+    pooler["bias"] = pooler["bias"] + 1
+    model_dir.save(tmp_path / "model", loaded.params, loaded.config, loaded.tokenizer, source="x")
+    before = (finished / "settings.json").read_text()
+    moved = before.replace(str(micro_model), str(tmp_path / "model"))
+    (finished / "settings.json").write_text(moved)
+    with pytest.raises(UserError, match="holds a run with model_sha256"):
+        run.main(options(data, finished, tmp_path / "model", **given))
+    (finished / "settings.json").write_text(before)
+    for split in ("train", "dev", "test"):
+        folder = tmp_path / split / "afqmc"
+        shutil.copytree(data, folder)
+        text = (folder / f"{split}.json").read_text(encoding="utf-8")
+        (folder / f"{split}.json").write_text(text.replace("来", "亮", 1), encoding="utf-8")
+        with pytest.raises(UserError, match=f"holds a run with {split}_sha256"):
+            run.main(options(folder, finished, micro_model, **given))
+
+
+def test_a_run_without_gain_stops_early(data, micro_model, tmp_path):
+    """At no rate to speak of nothing gets better after the first evaluation."""
+    given = options(
+        data, tmp_path / "out", micro_model, learning_rate=1e-30, patience=2, eval_every=1
+    )
+    result = run.main(given)
+    assert (result["best_step"], result["last_step"], result["steps"]) == (1, 3, 12)
+    assert (tmp_path / "out" / "afqmc_predict.json").exists()
+
+
+def test_a_run_that_was_moved_says_where_it_is(finished, data, micro_model, tmp_path):
+    shutil.copytree(finished, tmp_path / "moved")
+    result = run.main(options(data, tmp_path / "moved", micro_model, epochs=8, eval_every=8))
+    assert result["best"] == str(tmp_path / "moved" / "best")
+    assert result["prediction"] == str(tmp_path / "moved" / "afqmc_predict.json")
+
+
+def test_a_run_goes_on_on_other_devices(data, micro_model, tmp_path, monkeypatch):
+    """Cut after its second evaluation on one device, ended on eight."""
+    given = {"epochs": 2, "seq_len": 32, "dropout": 0.1}
+    whole = run.main(options(data, tmp_path / "whole", micro_model, **given))
+    with monkeypatch.context() as patch:
+        patch.setattr(run.evaluation, "evaluate", _fail_at(run.evaluation.evaluate, 3))
+        with pytest.raises(KeyboardInterrupt):
+            run.main(options(data, tmp_path / "cut", micro_model, **given))
+    assert {p.name for p in (tmp_path / "cut" / "checkpoints").iterdir()} == {"4", "8"}
+    result = run.main(options(data, tmp_path / "cut", micro_model, **{**given, "mesh": "data=8"}))
+    assert [entry["step"] for entry in result["dev"]] == [4, 8, 12]
+    for ours, theirs in zip(result["dev"], whole["dev"], strict=True):
+        np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-4)
+
+
+def _fail_at(function, count):
+    """The function, whose call of that number is interrupted."""
+    calls = []
+
+    def counted(*args):
+        calls.append(1)
+        if len(calls) == count:
+            raise KeyboardInterrupt
+        return function(*args)
+
+    return counted
 
 
 def test_a_model_of_another_task_is_refused(finished, data):
@@ -412,6 +513,33 @@ def test_a_model_of_another_task_is_refused(finished, data):
             command += ["--output", "/nowhere/x"]
         with pytest.raises(UserError, match="is a model of afqmc with 2 labels"):
             module.main([*command, "--task", "tnews"])
+
+
+def test_a_model_that_says_less(finished, data, tmp_path):
+    """A directory as transformers writes it: the task must be named, the length is the model's."""
+    shutil.copytree(finished / "best", tmp_path / "model")
+    (tmp_path / "model" / "clue_jax.json").unlink()
+    command = ["--model", str(tmp_path / "model"), "--input", str(data / "dev.json")]
+    with pytest.raises(UserError, match="does not say what task it was trained on; --task names"):
+        evaluate.main(command)
+    result = json.loads((finished / "result.json").read_text())
+    assert evaluate.main([*command, "--task", "afqmc"])["accuracy"] == result["best_value"]
+    with pytest.raises(UserError, match=r"an unknown task with 2 labels \(0, 1\), not of tnews"):
+        evaluate.main([*command, "--task", "tnews"])
+    with pytest.raises(UserError, match="--seq-len 65: the model takes 4..64"):
+        evaluate.main([*command, "--task", "afqmc", "--seq-len", "65"])
+
+
+def test_half_a_surrogate_pair_is_kept(finished, tmp_path):
+    """JSON may hold what UTF-8 cannot; as an id it comes back as it was."""
+    row = '{"sentence1": "清\\ud83d", "sentence2": "来", "id": "\\ud800清"}\n'
+    (tmp_path / "test.json").write_text(row, encoding="utf-8")
+    predict.main(
+        ["--model", str(finished / "best"), "--input", str(tmp_path / "test.json")]
+        + ["--output", str(tmp_path / "p.json")]
+    )
+    line = (tmp_path / "p.json").read_bytes().decode("utf-8")
+    assert json.loads(line)["id"] == "\ud800清" and "清" in line
 
 
 def test_a_model_without_a_classifier_is_refused(micro_model, data):

@@ -131,11 +131,56 @@ def test_cells_in_groups_and_cut_are_the_same(swept, data, micro_model, tmp_path
     assert results[0]["best_cell"] == results[1]["best_cell"]
 
 
+def test_a_sweep_goes_on_on_other_devices(swept, data, micro_model, tmp_path, monkeypatch):
+    """Cut on one device, ended on eight, the grid named in another order."""
+    rates, seeds = ["--learning-rate", *RATES], ["--seed", *SEEDS]
+    evaluated = sweep._evaluate
+    monkeypatch.setattr(
+        sweep, "_evaluate",
+        lambda *args: evaluated(*args) if args[-1] < 22 else pytest.fail("cut here"),
+    )  # fmt: skip
+    given = options(data, tmp_path / "out", micro_model)
+    with pytest.raises(pytest.fail.Exception, match="cut here"):
+        sweep.main([*given, *rates, *seeds, "--mesh", "data=1"])
+    monkeypatch.undo()
+    assert (tmp_path / "out/checkpoints/11").is_dir()
+    result = sweep.main([*given, *rates[:1], *reversed(RATES), "--seed", *reversed(SEEDS)])
+    expected = json.loads((swept / "result.json").read_text())
+    for ours, theirs in zip(result["cells"], expected["cells"], strict=True):
+        assert (ours["learning_rate"], ours["seed"]) == (theirs["learning_rate"], theirs["seed"])
+        assert [entry["step"] for entry in ours["dev"]] == [11, 22, 33]
+        for a, b in zip(ours["dev"], theirs["dev"], strict=True):
+            np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+
+
+def test_the_best_of_all_groups_is_kept(data, micro_model, tmp_path):
+    """The first of two groups is the better one: the other comes apart, so that its loss is large,
+    whatever it guesses."""
+    given = ["--learning-rate", "1e-3", "30", "--at-once", "1", "--mesh", "data=1"]
+    given += ["--epochs", "12", "--eval-every", "66", "--dropout", "0"]
+    output = tmp_path / "out"
+    result = sweep.main([*options(data, output, micro_model), *given])
+    first, last = (cell["dev"][-1] for cell in result["cells"])
+    assert first["accuracy"] > last["accuracy"] and 10 * first["loss"] < last["loss"]
+    assert result["best_cell"]["learning_rate"] == 1e-3
+    command = ["--model", str(output / "best"), "--input", str(data / "dev.json")]
+    assert evaluate.main(command)["loss"] == pytest.approx(first["loss"])
+    # Started again, it only tells.
+    (output / "group0" / "checkpoints").mkdir()
+    assert sweep.main([*options(data, output, micro_model), *given]) == result
+    assert not (output / "group0" / "checkpoints").exists()
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         (["--seed", "1", "1"], "--seed needs one or more different numbers"),
-        (["--learning-rate", "1e-3", "0"], "--learning-rate needs different positive numbers"),
+        (["--learning-rate", "1e-3", "1e-3"], "--learning-rate needs different positive numbers"),
+        (["--learning-rate", "1e-3", "0"], "--learning-rate 0.0 must be positive"),
+        (
+            ["--seed", "0", "4294967296"],
+            "--seed needs one or more different numbers from 0 to 4294",
+        ),
         (["--at-once", "0"], "--at-once 0 must be at least 1"),
     ],
 )

@@ -26,7 +26,7 @@ from clue_jax.errors import UserError, run_command
 from clue_jax.train_state import new_state
 from finetune.evaluate import eval_step
 from finetune.job import Job, dropout_key, prepare
-from finetune.model import random_params, starting_params, with_params
+from finetune.model import random_params, with_params
 from finetune.rows import Rows, batch_of
 from finetune.settings import Settings as RunSettings
 
@@ -52,7 +52,7 @@ class Settings:
     learning_rate: float = 1e-4
     """Of both."""
     pairs: int = 5
-    """Timed epochs of each, in turn, after one of ours that is not counted."""
+    """Timed epochs of each, in turn, after the programs of all lengths were compiled."""
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     mesh = sharding.make_mesh("data=1")
     peak = np.float32(settings.learning_rate)
     state = new_state(lambda: random_params(job.model(True), key), job.optimizer(peak), mesh)
-    state = with_params(state, starting_params(job.loaded, job.task, "new"), mesh)
+    state = with_params(state, job.given, mesh)
     peer = _Peer(job, jax.device_get(state.params), settings)
     difference = _compare(job, state.params, peer)
 
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     started = time.perf_counter()
     for length in job.lengths:  # every program, before the clock runs
         first = batch_of(job.train, np.arange(1), settings.batch_size, (length,), 0)
-        state, sums = step(state, first, dropout_key(0), peak)
+        state, sums = step(state, sharding.put_batch(first, mesh), dropout_key(0), peak)
     jax.block_until_ready(sums)
     compile_seconds = time.perf_counter() - started
 

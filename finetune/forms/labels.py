@@ -88,7 +88,7 @@ def read(
 
 def _expand(task: Task, record: Mapping[str, Any], labelled: bool) -> list[tuple[Texts, Label]]:
     if task.expand:
-        return task.expand(record)
+        return task.expand(record, labelled)
     label: Label = None
     if labelled:
         value = record[task.label_field]

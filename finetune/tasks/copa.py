@@ -10,12 +10,12 @@ from typing import Any
 from finetune.task import Label, Task, Texts
 
 
-def _expand(record: Mapping[str, Any]) -> list[tuple[Texts, Label]]:
+def _expand(record: Mapping[str, Any], labelled: bool) -> list[tuple[Texts, Label]]:
     question = record["question"]
     if question not in ("cause", "effect"):
         raise ValueError(f"question {question!r}, expected cause or effect")
-    answer = record.get("label")
-    if answer is not None and str(answer) not in ("0", "1"):
+    answer = record["label"] if labelled else None
+    if labelled and str(answer) not in ("0", "1"):
         raise ValueError(f"label {answer!r} is not one of copa's: 0, 1")
     pairs: list[tuple[Texts, Label]] = []
     for number in (0, 1):

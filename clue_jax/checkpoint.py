@@ -72,7 +72,7 @@ class Checkpoints:
             # There the arrays are read in place, while the next step may overwrite (donate) them.
             state = jax.tree.map(jnp.copy, state)
         items = {"params": state.params, "opt_state": state.opt_state}
-        about = {"checksums": checksums(items), "shapes": _shapes(items)}
+        about = {"checksums": checksums(items), "shapes": _shapes({"params": state.params})}
         self._pending = self._checkpointer.save_checkpointables_async(
             step, items, force=True, custom_metadata=meta | about
         )
@@ -157,16 +157,19 @@ def _read(checkpointer: ocp.training.Checkpointer, step: int, like: Any) -> Any:
     """
     place = epath.Path(checkpointer.directory) / str(step)
     try:
-        known = checkpointer.checkpointables_metadata(step).custom_metadata
+        about = checkpointer.checkpointables_metadata(step)
+        stored = _shapes({"params": about.metadata["params"]})
     except Exception as error:  # damage shows in many types of error
         raise _Damaged(f"{place}: cannot be read ({_reason(error)})") from error
+    known = about.custom_metadata
     if known is None:
         raise _Damaged(f"{place}: damaged; its metadata cannot be read")
-    for path, shape in _shapes(like).items():
-        saved = known.get("shapes", {}).get(path, shape)
-        if list(saved) != shape:
+    for path, shape in _shapes({"params": like["params"]}).items():
+        recorded = known.get("shapes", {}).get(path, shape)
+        # Both say so: one alone would be damage.
+        if recorded != shape and stored.get(path) == recorded:
             raise UserError(
-                f"{place}: {path} has the shape {saved}, this run needs {shape}; it is the "
+                f"{place}: {path} has the shape {recorded}, this run needs {shape}; it is the "
                 "checkpoint of another model"
             )
     try:

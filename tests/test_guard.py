@@ -279,6 +279,22 @@ def test_any_flipped_byte_is_found(tmp_path, caplog):
     assert found["before"] >= 8  # other flips hit what nobody reads
 
 
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    """And stays where it is: it is not damaged."""
+    state = saved(tmp_path)
+    bigger = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((*x.shape[:-1], 16), x.dtype, sharding=x.sharding)
+        if x.ndim else x,
+        abstract(state),
+    )  # fmt: skip
+    with Checkpoints(tmp_path) as checkpoints:
+        message = r"/4: params/bert/pooler/kernel has the shape \[16, 8\], this run needs \[16, 16"
+        with pytest.raises(UserError, match=message):
+            checkpoints.restore(bigger)
+        assert same(checkpoints.restore(abstract(state)), state)
+    assert {path.name for path in tmp_path.iterdir()} == {"2", "4"}
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("unawaited")
 def test_changed_numbers_are_found_even_if_the_files_are_sound(tmp_path, monkeypatch, caplog):

@@ -16,6 +16,7 @@ from clue_jax.files import atomic_file, json_text, write_json, write_text
 from clue_jax.sharding import make_mesh
 from finetune import evaluate, predict, run, submission
 from finetune.data import read_split
+from finetune.submission_faults import expected_files
 from finetune.tasks import TASKS
 
 # The tasks of each version, in the order of its table. CMNLI counts in 1.1 as well, though its site
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     started = time.monotonic()
     output = Path(settings.output)
     names = _names(settings)
-    expected = submission.expected_files(settings.version)
+    expected = expected_files(settings.version)
     diagnostics = _look_ahead(settings, names)
     results = {}
     for number, name in enumerate(names, 1):

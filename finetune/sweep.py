@@ -29,7 +29,7 @@ from clue_jax import sharding
 from clue_jax.checkpoint import Checkpoints
 from clue_jax.data.batches import Batch, stream
 from clue_jax.errors import UserError, run_command
-from clue_jax.files import atomic_file, json_text, write_json, write_text
+from clue_jax.files import json_text, write_json, write_text
 from clue_jax.guard import leave, terminable
 from clue_jax.runlog import RunLog
 from clue_jax.train_state import TrainState, abstract
@@ -42,6 +42,7 @@ from finetune.model import TaskModel, overlay, random_params
 from finetune.rows import buckets, eval_batches
 from finetune.run import predict_test, read_result, save_best
 from finetune.step import means
+from finetune.sweep_report import Cell, draw, summary, table
 from finetune.task import Task
 
 # The step counter is common to all cells, everything else each cell's own.
@@ -67,24 +68,11 @@ class Settings(run_settings.Settings):
     patience: tyro.conf.Suppress[int] = 0
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A point of the grid."""
-
-    learning_rate: float
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Such as lr0.0001-seed0."""
-        return f"lr{self.learning_rate!r}-seed{self.seed}"
-
-
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Runs the command line; prints the table and returns the result."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     result = sweep(tyro.cli(Settings, args=argv))
-    print(_table(result))
+    print(table(result))
     names = ("task", "metric", "best_value", "best_cell", "rates", "best", "seconds")
     print(json_text({name: result[name] for name in names}))
     return result
@@ -126,11 +114,11 @@ def sweep(settings: Settings) -> dict[str, Any]:
         histories |= _train(folder, output, job, group, size, step_function, mesh, histories)
 
     # ---- The result ------------------------------------------------------------------------------
-    result = _summary(job, histories) | {"settings": job.fixed | grid}
+    result = summary(job, histories) | {"settings": job.fixed | grid}
     result |= predict_test(output, job, mesh)
     result["seconds"] = round(time.monotonic() - started, 1)
-    _draw(result, output / "sweep.png")
-    write_text(output / "table.md", _table(result) + "\n")
+    draw(result, output / "sweep.png")
+    write_text(output / "table.md", table(result) + "\n")
     write_json(output / "result.json", result)
     _drop_checkpoints(output)  # the sweep is over
     return result
@@ -343,79 +331,6 @@ def _best_of(entries: dict[Cell, Entry], task: Task) -> dict[str, float]:
     """What is shown of an evaluation."""
     top = best(list(entries.values()), task)
     return {f"dev/best_{name}": value for name, value in top.items() if name != "step"}
-
-
-def _summary(job: Job, histories: dict[Cell, list[Entry]]) -> dict[str, Any]:
-    metric, task = FORMS[job.task.kind].metric, job.task
-    cells = []
-    for cell, history in histories.items():
-        top = best(history, task)
-        cells.append(
-            {"learning_rate": cell.learning_rate, "seed": cell.seed, "best_value": top[metric],
-             "best_step": top["step"], "dev": history}
-        )  # fmt: skip
-    rates = []
-    for rate in dict.fromkeys(cell.learning_rate for cell in histories):
-        values = [c["best_value"] for c in cells if c["learning_rate"] == rate]
-        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-        rates.append(
-            {"learning_rate": rate, "mean": float(np.mean(values)), "deviation": deviation,
-             "best": max(values), "seeds": len(values)}
-        )  # fmt: skip
-    # Equal scores are told apart by the loss, as within a run; so is the model in best/.
-    tops = {cell: best(history, task) for cell, history in histories.items()}
-    winner = next(c for c, top in tops.items() if top is best(list(tops.values()), task))
-    return {
-        "task": task.name,
-        "version": job.settings.version,
-        "metric": metric,
-        "best_value": tops[winner][metric],
-        "best_cell": dataclasses.asdict(winner) | {"step": tops[winner]["step"]},
-        "steps": job.steps,
-        "train_examples": job.examples,
-        "rates": rates,
-        "cells": cells,
-        "best": str(Path(job.settings.output) / "best"),
-    }
-
-
-def _table(result: dict[str, Any]) -> str:
-    lines = [
-        f"| learning rate | {result['metric']}, mean | deviation | best | seeds |",
-        "|---|---|---|---|---|",
-    ]
-    for row in result["rates"]:
-        lines.append(
-            f"| {row['learning_rate']!r} | {100 * row['mean']:.2f} | {100 * row['deviation']:.2f} "
-            f"| {100 * row['best']:.2f} | {row['seeds']} |"
-        )
-    return "\n".join(lines)
-
-
-def _draw(result: dict[str, Any], path: Path) -> None:
-    """Score on dev by step: a line for each cell, a colour for each rate."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-    for i, row in enumerate(result["rates"]):
-        rate = row["learning_rate"]
-        cells = [c for c in result["cells"] if c["learning_rate"] == rate]
-        for number, cell in enumerate(cells):
-            axis.plot(
-                [entry["step"] for entry in cell["dev"]],
-                [entry[result["metric"]] for entry in cell["dev"]],
-                color=f"C{i}", marker="o", markersize=3, alpha=0.7,
-                label=None if number else f"{rate:g}",
-            )  # fmt: skip
-    axis.set(xlabel="step", ylabel=f"{result['metric']} on dev", title=result["task"])
-    axis.grid(alpha=0.3)
-    axis.legend(title="learning rate")
-    with atomic_file(path) as file:
-        figure.savefig(file, format="png", dpi=110)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

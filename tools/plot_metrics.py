@@ -57,7 +57,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             axis.set(xlabel="step", ylabel=quantity.replace("_", " "))
         floors = [record[_FLOOR] for record in records if _FLOOR in record]
         if floors:
-            axes[1].axhline(floors[-1], ls="--", c="grey", label="always the most frequent token")
+            label = None if number else "always the most frequent token"
+            axes[1].axhline(floors[-1], ls="--", c="grey", label=label)
     for axis in axes:
         axis.grid(alpha=0.3)
         if axis.get_lines():

@@ -1,0 +1,98 @@
+"""Questions made of text: where their answers stand, what they leave out, what is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+from conftest import SAMPLE
+
+from clue_jax.errors import UserError
+from finetune.data import read_split
+from finetune.forms import FORMS
+from finetune.tasks import TASKS
+from pretraining import build_questions
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    output = tmp_path_factory.mktemp("questions") / "out"
+    given = ["--input", str(SAMPLE), "--output", str(output), "--count", "60", "--held-out", "9"]
+    summary = build_questions.main(given)
+    assert summary["dev"] == 9 and 0 < summary["train"] <= 51
+    return output
+
+
+def test_the_task_reads_them(folder, tokenizer, caplog):
+    """Every answer stands where it is said to, once, and not in its question; a passage is text of
+    the input, and asked about once."""
+    text = "".join(SAMPLE.read_text(encoding="utf-8").split())
+    examples = read_split(TASKS["cmrc2018"], folder, "train")
+    examples += read_split(TASKS["cmrc2018"], folder, "dev")
+    rows = FORMS["spans"].rows(examples, TASKS["cmrc2018"], tokenizer, str, 64)
+    assert "stood elsewhere" not in caplog.text and len(rows) >= len(examples)
+    passages = set()
+    for name in ("train", "dev"):
+        content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        for paragraph in content["data"][0]["paragraphs"]:
+            (entry,) = paragraph["qas"]
+            (answer,) = entry["answers"]
+            context = paragraph["context"]
+            assert context.find(answer["text"]) == answer["answer_start"]
+            assert context.count(answer["text"]) == 1 and answer["text"] not in entry["question"]
+            assert "".join(context.split()) in text and 22 <= len(context) <= 44
+            assert any(word in entry["question"] for word in build_questions._QUESTION_WORDS)
+            passages.add(context)
+    assert len(passages) == len(examples)
+
+
+def test_the_same_seed_makes_the_same(folder, tmp_path):
+    given = ["--input", str(SAMPLE), "--count", "60", "--held-out", "9"]
+    build_questions.main([*given, "--output", str(tmp_path / "a")])
+    build_questions.main([*given, "--output", str(tmp_path / "b"), "--seed", "1"])
+    for name in ("train.json", "dev.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (folder / name).read_bytes()
+        assert (tmp_path / "b" / name).read_bytes() != (folder / name).read_bytes()
+
+
+def test_all_passages_are_equally_likely():
+    counts = dict.fromkeys("abcde", 0)
+    chance = random.Random(0)
+    for _ in range(2000):
+        for passage in build_questions.sample(iter("abcde"), 2, chance):
+            counts[passage] += 1
+    assert all(abs(count - 800) < 80 for count in counts.values())
+
+
+def test_a_number_is_asked_for_as_one():
+    """Whatever is drawn, the answer fits the rule by hand: 2 to 10 characters, no signs."""
+    chance = random.Random(0)
+    made = [build_questions.question("这座桥长1200米，宽三十五米。", chance) for _ in range(200)]
+    found = {answer: asked for asked, answer, _ in filter(None, made)}
+    assert "1200" in found and "多少" in found["1200"]
+    assert all(2 <= len(answer) <= 10 and "，" not in answer for answer in found)
+    assert build_questions.question("太短。", chance) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--held-out", "60"], "--held-out must lie between 0 and --count"),
+        (["--passage-length", "10"], "--passage-length be at least 20"),
+        (["--held-out", "59"], r"sample_zh.txt: enough for \d+ questions only"),
+        (["--input", "/nowhere", "--held-out", "9"], "/nowhere: cannot read"),
+    ],
+)
+def test_what_cannot_be_made(tmp_path, options, message):
+    given = ["--input", str(SAMPLE), "--output", str(tmp_path / "out"), "--count", "60"]
+    if message.startswith("sample"):
+        given += ["--passage-length", "300"]
+    with pytest.raises(UserError, match=message):
+        build_questions.main([*given, *options])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_not_written_over(folder):
+    with pytest.raises(UserError, match="is there already"):
+        build_questions.main(["--input", str(SAMPLE), "--output", str(folder), "--count", "600"])

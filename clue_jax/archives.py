@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import re
 import shutil
@@ -17,6 +18,11 @@ from clue_jax.files import atomic_directory
 
 _LARGEST_RATIO = 200  # weights shrink by a tenth, text to a fifth
 _ALWAYS_ALLOWED = 64 << 20
+# What damage shows in, when a zip is opened or read.
+ZIP_ERRORS = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError,
+    ValueError, OSError,
+)  # fmt: skip
 _CHUNK = 1 << 20
 
 
@@ -64,12 +70,10 @@ def unpack(
                         shutil.copyfileobj(source, out, _CHUNK)
                 if finish is not None:
                     finish(folder, [member.filename for member in members])
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise UserError(f"{archive}: damaged, or not a zip file ({error})") from error
-    except zlib.error as error:
-        raise UserError(f"{archive}: damaged ({error})") from error
     except OSError as error:
         raise UserError(f"{archive}: cannot unpack ({error.strerror or error})") from error
+    except ZIP_ERRORS as error:
+        raise UserError(f"{archive}: damaged, or not a zip file ({error})") from error
     return [member.filename for member in members]
 
 

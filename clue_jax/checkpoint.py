@@ -7,9 +7,11 @@ Its metadata holds a checksum of every array, which is compared before the array
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import math
 import os
+import zlib
 from typing import Any
 
 import jax
@@ -72,7 +74,8 @@ class Checkpoints:
             # There the arrays are read in place, while the next step may overwrite (donate) them.
             state = jax.tree.map(jnp.copy, state)
         items = {"params": state.params, "opt_state": state.opt_state}
-        about = {"checksums": checksums(items), "shapes": _shapes({"params": state.params})}
+        shapes = _shapes(items)
+        about = {"checksums": checksums(items), "shapes": shapes, "shapes_sum": _sum(shapes)}
         self._pending = self._checkpointer.save_checkpointables_async(
             step, items, force=True, custom_metadata=meta | about
         )
@@ -157,21 +160,22 @@ def _read(checkpointer: ocp.training.Checkpointer, step: int, like: Any) -> Any:
     """
     place = epath.Path(checkpointer.directory) / str(step)
     try:
-        about = checkpointer.checkpointables_metadata(step)
-        stored = _shapes({"params": about.metadata["params"]})
+        known = checkpointer.checkpointables_metadata(step).custom_metadata
     except Exception as error:  # damage shows in many types of error
         raise _Damaged(f"{place}: cannot be read ({_reason(error)})") from error
-    known = about.custom_metadata
     if known is None:
         raise _Damaged(f"{place}: damaged; its metadata cannot be read")
-    for path, shape in _shapes({"params": like["params"]}).items():
-        recorded = known.get("shapes", {}).get(path, shape)
-        # Both say so: one alone would be damage.
-        if recorded != shape and stored.get(path) == recorded:
-            raise UserError(
-                f"{place}: {path} has the shape {recorded}, this run needs {shape}; it is the "
-                "checkpoint of another model"
-            )
+    recorded, wanted = known.get("shapes"), _shapes(like)
+    if recorded is not None:  # checkpoints of before there were any have none
+        if _sum(recorded) != known.get("shapes_sum"):
+            raise _Damaged(f"{place}: damaged; its metadata is not what was saved")
+        recorded = {path: s for path, s in recorded.items() if path.split("/")[0] in like}
+        for path in sorted({*recorded, *wanted}):
+            if recorded.get(path) != wanted.get(path):
+                raise UserError(
+                    f"{place}: {path} is {_shown(recorded.get(path))} there, "
+                    f"{_shown(wanted.get(path))} in this run; it is the checkpoint of another model"
+                )
     try:
         items = checkpointer.load_checkpointables(step, like)
     except Exception as error:
@@ -195,6 +199,14 @@ def _shapes(tree: Any) -> dict[str, list[int]]:
     shapes = {}
     map_paths(lambda path, leaf: shapes.update({path: list(leaf.shape)}), tree)
     return shapes
+
+
+def _sum(shapes: dict[str, list[int]]) -> int:
+    return zlib.crc32(json.dumps(shapes, sort_keys=True).encode())
+
+
+def _shown(shape: list[int] | None) -> str:
+    return "absent" if shape is None else f"of shape {shape}"
 
 
 def checksums(tree: Any) -> dict[str, int]:

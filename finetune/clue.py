@@ -16,7 +16,9 @@ from clue_jax.files import atomic_file, json_text, write_json, write_text
 from clue_jax.sharding import make_mesh
 from finetune import evaluate, predict, run, submission
 from finetune.data import read_split
-from finetune.submission_faults import expected_files
+from finetune.job import prepare
+from finetune.settings import check_claim
+from finetune.submission_faults import expected_files, file_faults
 from finetune.tasks import TASKS
 
 # The tasks of each version, in the order of its table. CMNLI counts in 1.1 as well, though its site
@@ -64,7 +66,7 @@ class Settings:
     seed: int = 0
     """Of everything random."""
     limit: int | None = None
-    """Use the first so many examples of each file only; the zip says so."""
+    """Use the first so many examples of each set only; the zip says so."""
     mesh: str | None = None
     """Devices by axis, such as data=8 (default: all on data)."""
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -78,46 +80,31 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     started = time.monotonic()
     output = Path(settings.output)
     names = _names(settings)
-    expected = expected_files(settings.version)
     diagnostics = _look_ahead(settings, names)
     results = {}
     for number, name in enumerate(names, 1):
         print(f"== {number}/{len(names)} {name}", flush=True)
-        shared = {
-            field.name: getattr(settings, field.name)
-            for field in dataclasses.fields(Settings)
-            if field.name not in ("output", "tasks", "data_root")
-        }
-        results[name] = run.run(
-            run.Settings(
-                task=name, data_dir=settings.data_root, output=str(output / name), **shared
-            )
-        )
+        results[name] = run.run(_of_task(settings, name))
     report = _report(settings, results)
     files = [Path(r["prediction"]) for r in results.values() if r.get("prediction")]
     if diagnostics:
         files.append(_diagnose(settings, results, diagnostics))
-    submitted = {file.name: file for file in files if file.name in expected}
-    fault = None
-    if submitted:
-        try:
-            submission.pack(
-                submitted, str(output / "submission.zip"), settings.version, settings.limit
-            )
-            report["submission"] = "submission.zip"
-        except UserError as error:  # no reason to lose the report of what was trained
-            fault = report["fault"] = str(error)
+    sound, report["faults"] = _checked(settings, files)
+    zipped = output / "submission.zip"
+    zipped.unlink(missing_ok=True)
+    if sound:
+        submission.pack(sound, str(zipped), settings.version, settings.limit)
+        report["submission"] = zipped.name
     write_json(output / "report.json", report)
     write_text(output / "report.md", _markdown(report))
     _draw(results, output / "curves.png")
     seconds = round(time.monotonic() - started, 1)
     scores = {name: task["score"] for name, task in report["tasks"].items()}
     summary = {"average": report["average"], "scores": scores, "seconds": seconds}
-    packed = str(output / "submission.zip") if "submission" in report else None
-    summary |= {"report": str(output / "report.md"), "submission": packed}
+    summary |= {"report": str(output / "report.md"), "submission": str(zipped) if sound else None}
     print(json_text(summary))
-    if fault:
-        raise UserError(fault)
+    if report["faults"]:  # said at the end: no reason to lose what was trained
+        raise UserError(f"{zipped}: packed without {'; '.join(report['faults'])}")
     return report
 
 
@@ -132,18 +119,28 @@ def _names(settings: Settings) -> list[str]:
     return names
 
 
+def _of_task(settings: Settings, name: str) -> run.Settings:
+    """The settings of a task's run."""
+    shared = {
+        field.name: getattr(settings, field.name)
+        for field in dataclasses.fields(Settings)
+        if field.name not in ("output", "tasks", "data_root")
+    }
+    output = str(Path(settings.output) / name)
+    return run.Settings(task=name, data_dir=settings.data_root, output=output, **shared)
+
+
 def _look_ahead(settings: Settings, names: list[str]) -> list[Any] | None:
-    """Reads all files of the tasks to train, so that no fault in one is found hours later.
+    """Does what comes before the training of every task, so that no fault is found hours later.
 
     Returns:
       The examples of the diagnostics, if their file and a task that answers them are there.
     """
-    make_mesh(settings.mesh)
+    mesh = make_mesh(settings.mesh)
     root, version = settings.data_root, settings.version
     for name in names:
-        if not (Path(settings.output) / name / "result.json").exists():
-            for split in ("train", "dev", "test"):
-                read_split(TASKS[name], root, split, version, settings.limit)
+        job = prepare(_of_task(settings, name), mesh)
+        check_claim(Path(job.settings.output), job.fixed, job.digests)
     if DIAGNOSED_BY[version] not in names:
         return None
     examples = read_split(TASKS["diagnostics"], root, "test", version, settings.limit)
@@ -162,6 +159,20 @@ def _diagnose(settings: Settings, results: dict[str, dict[str, Any]], examples: 
         evaluate.eval_batch_size(1, mesh), mesh, settings.dtype,
     )  # fmt: skip
     return path
+
+
+def _checked(settings: Settings, files: list[Path]) -> tuple[dict[str, Path], list[str]]:
+    """The predictions that can be submitted, by name, and what is wrong with the others."""
+    expected = expected_files(settings.version)
+    sound, faults = {}, []
+    for file in files:
+        if file.name in expected:
+            data = file.read_bytes()
+            wrong = file_faults(file.name, data, settings.version, None, settings.limit)
+            faults += wrong
+            if not wrong:
+                sound[file.name] = file
+    return sound, faults
 
 
 def _report(settings: Settings, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -196,7 +207,7 @@ def _markdown(report: dict[str, Any]) -> str:
         f"# CLUE {report['version']}: {report['model']}",
         "",
         f"Best checkpoint on dev, seed {report['seed']}."
-        + (f" **The first {report['limit']} examples of each file only.**" * bool(report["limit"])),
+        + (f" **The first {report['limit']} examples of each set only.**" * bool(report["limit"])),
         "",
         "| task | chosen by | dev | counts | the commonest | best step | examples | seconds |",
         "|---|---|---|---|---|---|---|---|",
@@ -211,6 +222,8 @@ def _markdown(report: dict[str, Any]) -> str:
         )
     lines += [f"| **average** | | | {100 * report['average']:.2f} | | | | |", ""]
     lines += ["![Score on dev by step](curves.png)", ""]
+    if report["faults"]:
+        lines += ["Not in the submission:", "", *(f"- {fault}" for fault in report["faults"]), ""]
     return "\n".join(lines)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
+from clue_jax.archives import ZIP_ERRORS
 from clue_jax.errors import UserError
 from clue_jax.fetch import cache_directory, digest_of, fetch, join
 from finetune.forms import FORMS
@@ -32,7 +32,7 @@ def read_split(
         for the official zip in the cache, downloaded if need be.
       split: "train", "dev" or "test".
       version: of the benchmark, which chooses the test file.
-      limit: the first so many records only; of a set in several files as many of each.
+      limit: the first so many records only; in several files, shared evenly among them.
 
     Raises:
       UserError: if a file for training is missing, or a file is not as it should be.
@@ -56,7 +56,10 @@ def read_split(
         answers = None
         if split != "test" and task.answers_file:
             answers = _read(task, place, task.answers_file(Path(found[1]).name))
-        examples += read_examples(task, found, split != "test", answers)[:share]
+        read = read_examples(task, found, split != "test", answers)
+        if split != "train":
+            check_ids(task, read, found[1])
+        examples += read[:share]
     if not names:
         if split == "test":
             return None
@@ -70,16 +73,22 @@ def read_examples(
     """The examples of a file, by the task's own reader or that of its form.
 
     Raises:
-      UserError: if the file is not as it should be, or answers by id would fall together.
+      UserError: if the file is not as it should be.
     """
-    examples = (task.read or FORMS[task.kind].read)(task, content, labelled, answers)
-    if task.container == "mapping" or task.kind == "spans":
-        seen: set[Any] = set()
-        for example in examples:
-            if example.id in seen:
-                raise UserError(f"{content[1]}: holds the id {example.id} twice")
-            seen.add(example.id)
-    return examples
+    return (task.read or FORMS[task.kind].read)(task, content, labelled, answers)
+
+
+def check_ids(task: Task, examples: list[Any], source: str) -> None:
+    """Refuses a file to be answered by id, whose answers would fall together."""
+    if task.container != "mapping" and task.kind != "spans":
+        return
+    seen: set[str] = set()
+    for example in examples:
+        if not isinstance(example.id, str | int):
+            raise UserError(f"{source}: the id {example.id!r} is neither a text nor a number")
+        if str(example.id) in seen:
+            raise UserError(f"{source}: holds the id {example.id} twice")
+        seen.add(str(example.id))
 
 
 def read_file(task: Task, path: str, labelled: bool) -> list[Any]:
@@ -96,7 +105,9 @@ def read_file(task: Task, path: str, labelled: bool) -> list[Any]:
             answers = (beside.read_bytes(), str(beside)) if beside.is_file() else None
     except OSError as error:
         raise UserError(f"{error.filename}: cannot read ({error.strerror})") from error
-    return read_examples(task, (data, path), labelled, answers)
+    examples = read_examples(task, (data, path), labelled, answers)
+    check_ids(task, examples, path)
+    return examples
 
 
 def is_published(task: Task) -> bool:
@@ -156,6 +167,8 @@ def _from_zip(path: Path, name: str, task: Task) -> Content | None:
         with zipfile.ZipFile(path) as archive:
             members = [m for m in archive.namelist() if m == name or m.endswith(f"/{name}")]
             members = [m for m in members if not m.startswith("__MACOSX")]
+            if name in members:
+                members = [name]
             if len(members) > 1:  # a zip of several tasks
                 stems = {a.removesuffix(".zip") for a in (task.archive, *task.other_archives)}
                 own = [m for m in members if {task.name, *stems} & set(m.split("/")[:-1])]
@@ -163,5 +176,5 @@ def _from_zip(path: Path, name: str, task: Task) -> Content | None:
                     raise UserError(f"{path}: holds {name} {len(members)} times; unpack it first")
                 members = own
             return (archive.read(members[0]), f"{path}/{members[0]}") if members else None
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError) as error:
+    except ZIP_ERRORS as error:
         raise UserError(f"{path}: damaged, or not a zip file ({error})") from error

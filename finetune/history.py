@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,15 @@ Entry = dict[str, Any]
 
 
 def better(a: Entry, b: Entry, task: Task) -> bool:
-    """Whether evaluation `a` beats the earlier `b`: a higher score, or the same with less loss."""
+    """Whether evaluation `a` beats the earlier `b`: a higher score, or the same with less loss;
+    what is not a number is worse than any."""
     metric = FORMS[task.kind].metric
-    return (a[metric], -a["loss"]) > (b[metric], -b["loss"])
+    (score, loss), (other, other_loss) = ((e[metric], -e["loss"]) for e in (a, b))
+    return (_at_worst(score), _at_worst(loss)) > (_at_worst(other), _at_worst(other_loss))
+
+
+def _at_worst(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
 
 
 def best(history: list[Entry], task: Task) -> Entry | None:
@@ -54,5 +61,6 @@ def dev_history(output: Path, step: int, prefix: str = "dev/") -> list[Entry]:
             continue  # a line that a kill cut short
         if f"{prefix}loss" in record and record["step"] <= step:
             dev = {k.removeprefix(prefix): v for k, v in record.items() if k.startswith(prefix)}
+            dev = {k: math.nan if v is None else v for k, v in dev.items()}
             history.append({"step": record["step"], **dev})
     return history

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,7 @@ class Job:
       train, dev: examples as rows.
       test: examples of the test set; None if it has no file.
       examples: of the training set, as the file counts them.
+      digests: SHA-256 of the model, its vocabulary and the examples of each set.
     """
 
     settings: Settings
@@ -66,6 +67,7 @@ class Job:
     dev: Rows
     test: list[Any] | None
     examples: int
+    digests: dict[str, str]
 
     @property
     def epoch_steps(self) -> int:
@@ -147,16 +149,6 @@ class Job:
         """All settings, the recipe's filled in."""
         return dataclasses.asdict(self.settings) | dataclasses.asdict(self.plan)
 
-    @property
-    def digests(self) -> dict[str, str]:
-        """SHA-256 of the model and of the data as the model sees it, by what they are of."""
-        data = {"train": self.train, "dev": self.dev}
-        return {
-            "model_sha256": merge.digest(self.loaded.params),
-            **{f"{split}_sha256": rows.digest for split, rows in data.items()},
-            "test_sha256": hashlib.sha256(repr(self.test).encode()).hexdigest(),
-        }
-
     def about(self) -> dict[str, Any]:
         """What a model directory of this job says of itself."""
         info = self.loaded.info
@@ -190,17 +182,31 @@ def prepare(settings: Settings, mesh: jax.sharding.Mesh) -> Job:
     check(settings, plan, loaded, mesh)
     given = {} if settings.random_weights else starting_params(loaded, task, settings.head)
     normalize = normalizer_of(task, loaded)
-    rows, counts = {}, {}
-    for split in ("train", "dev"):
+    tokenizer = loaded.tokenizer
+    digests = {
+        "model_sha256": merge.digest(loaded.params),
+        "vocab_sha256": _digest([tokenizer.lower_case, *tokenizer.vocabulary]),
+    }
+    rows: dict[str, Rows] = {}
+    for split in ("train", "dev", "test"):
         examples = read_split(task, settings.data_dir, split, settings.version, settings.limit)
-        rows[split] = FORMS[task.kind].rows(
-            examples, task, loaded.tokenizer, normalize, plan.seq_len
-        )
-        counts[split] = len(examples) // task.group
-    test = read_split(task, settings.data_dir, "test", settings.version, settings.limit)
-    if test is None:
+        digests[f"{split}_sha256"] = _digest(examples or [])
+        if split == "test":
+            break
+        rows[split] = FORMS[task.kind].rows(examples, task, tokenizer, normalize, plan.seq_len)
+        if split == "train":
+            count = len(examples) // task.group
+    if examples is None:
         _log.warning("%s: no test file was found, so none is predicted", task.name)
     return Job(
-        settings, plan, loaded, task, columns, given, rows["train"], rows["dev"], test,
-        counts["train"],
+        settings, plan, loaded, task, columns, given, rows["train"], rows["dev"], examples, count,
+        digests,
     )  # fmt: skip
+
+
+def _digest(values: Iterable[Any]) -> str:
+    """SHA-256 of what values show of themselves; places in files are not among it."""
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(f"{value!r}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()

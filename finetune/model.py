@@ -128,11 +128,14 @@ def load_fine_tuned(
     if name is None:
         raise UserError(f"{directory}: does not say what task it was trained on; --task names one")
     if name == "generic":
-        return loaded, own_task(loaded.info.get("input") or {}, labels, input_file)
-    if name not in TASKS:
+        if not loaded.info.get("input"):
+            raise UserError(f"{directory}: was not made by --task generic; its columns are unknown")
+        task = own_task(loaded.info["input"], labels, input_file)
+    elif name in TASKS:
+        task = TASKS[name]
+    else:
         known = ", ".join([*TASKS, "generic"])
         raise UserError(f"{directory}: is of task {name!r}; known: {known}; --task names one")
-    task = TASKS[name]
     if head_of(task) not in loaded.params:
         raise UserError(
             f"{directory}: is a model of {own_name or 'an unknown task'}, without the "
@@ -158,7 +161,7 @@ def length_of(loaded: LoadedModel, seq_len: int | None) -> int:
       UserError: if the model cannot take it.
     """
     longest = loaded.config.max_position_embeddings
-    length = seq_len or loaded.info.get("max_seq_length") or longest
+    length = loaded.info.get("max_seq_length") or longest if seq_len is None else seq_len
     if not 4 <= length <= longest:
         raise UserError(f"--seq-len {length}: the model takes 4..{longest}")
     return length

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,16 +44,6 @@ class Rows:
         """int [n], the longest row of each unit."""
         lengths = np.array([len(row) for row in self.ids], np.int64)
         return lengths.reshape(-1, self.width).max(axis=1)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of tokens and labels."""
-        digest = hashlib.sha256()
-        for row in (*self.ids, *self.segments):
-            digest.update(np.array([len(row), *row], np.int32).tobytes())
-        for label in self.labels:
-            digest.update(np.asarray(label).tobytes())
-        return digest.hexdigest()
 
 
 def buckets(max_length: int) -> tuple[int, ...]:

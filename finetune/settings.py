@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import jax
 from clue_jax import sharding
 from clue_jax.convert.loaded import LoadedModel
 from clue_jax.errors import UserError
-from clue_jax.files import read_json, write_json
+from clue_jax.files import read_object, write_json
 from finetune.presets import Recipe, recipe
 from finetune.task import Task
 from finetune.tasks import TASKS
@@ -63,7 +64,7 @@ class Settings:
     seed: int = 0
     """Of the new head, the order of examples and dropout."""
     limit: int | None = None
-    """Use the first so many examples of each file only."""
+    """Use the first so many examples of each set only, shared evenly over its files."""
     version: Literal["1.0", "1.1"] = "1.1"
     """Of the CLUE benchmark: which test file is predicted, and under which name."""
     warmup: float = 0.1
@@ -153,13 +154,15 @@ def check(settings: Settings, plan: Recipe, loaded: LoadedModel, mesh: jax.shard
         raise UserError(f"--seq-len {plan.seq_len}: the model takes 4..{longest}")
     for name in ("epochs", "learning_rate"):
         if not 0 < getattr(plan, name) < math.inf:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(plan, name)} must be positive")
+            raise UserError(
+                f"--{name.replace('_', '-')} {getattr(plan, name)} must be positive and finite"
+            )
     if not 0 <= settings.seed < 2**32:
         raise UserError(f"--seed {settings.seed} must lie in 0..{2**32 - 1}")
     if settings.dropout is not None and not 0 <= settings.dropout < 1:
         raise UserError(f"--dropout {settings.dropout} must lie in [0, 1)")
     if not 0 <= settings.weight_decay < math.inf:
-        raise UserError(f"--weight-decay {settings.weight_decay} must not be negative")
+        raise UserError(f"--weight-decay {settings.weight_decay} must be finite, 0 or more")
     if settings.random_weights and (settings.head == "keep" or settings.init_from):
         raise UserError("--random-weights leaves nothing to keep: no --head keep, no --init-from")
     for name, low in (("accumulate", 1), ("log_every", 1), ("patience", 0)):
@@ -186,19 +189,31 @@ def claim(output: Path, settings: Mapping[str, Any], digests: Mapping[str, str])
       settings: everything that the run depends on, as JSON has it.
       digests: of the model and the data.
     """
-    fixed = {name: value for name, value in settings.items() if name not in CHANGEABLE}
-    fixed |= digests
-    path = output / "settings.json"
-    if path.exists():
-        old = read_json(path)
-        for name in sorted({*old, *fixed}):
-            if old.get(name) != fixed.get(name):
-                raise UserError(
-                    f"{output}: holds a run with {name} {old.get(name)!r}, now "
-                    f"{fixed.get(name)!r}; choose another --output or remove the folder"
-                )
-    elif output.exists() and any(output.iterdir()):
-        raise UserError(f"{output}: holds something else than a run; choose another --output")
-    else:
-        write_json(path, fixed)
+    fixed = _fixed(settings, digests)
+    check_claim(output, settings, digests)
+    if not (output / "settings.json").exists():
+        write_json(output / "settings.json", fixed)
     return (output / "result.json").exists()
+
+
+def check_claim(output: Path, settings: Mapping[str, Any], digests: Mapping[str, str]) -> None:
+    """Refuses a folder that `claim` would refuse; writes nothing."""
+    path = output / "settings.json"
+    if not path.exists():
+        if output.exists() and any(output.iterdir()):
+            raise UserError(f"{output}: holds something else than a run; choose another --output")
+        return
+    old = read_object(path)
+    for name, value in sorted(_fixed(settings, digests).items()):
+        # A setting that an earlier version did not have is no reason.
+        if old.get(name, value) != value:
+            raise UserError(
+                f"{output}: holds a run with {name} {old[name]!r}, now {value!r}; choose another "
+                "--output or remove the folder"
+            )
+
+
+def _fixed(settings: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, Any]:
+    """What may not change, as JSON gives it back."""
+    fixed = {name: value for name, value in settings.items() if name not in CHANGEABLE}
+    return json.loads(json.dumps(fixed | digests))

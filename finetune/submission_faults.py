@@ -12,6 +12,8 @@ from finetune.tasks import TASKS
 
 # Boards of their own: their files are checked, but belong into no zip of CLUE.
 OTHER_BOARDS = {"cluener_predict.json": "cluener", "drcd_predict.json": "drcd"}
+_ALSO_CALLED = {"cluewsc2020": {"wsc"}}
+_DIGITS = "0123456789"  # a version, or a year
 
 
 def expected_files(version: str) -> dict[str, Task]:
@@ -192,6 +194,11 @@ def _wrong_name(name: str, version: str) -> str:
 
 def nearest_name(name: str, version: str) -> str | None:
     """The right name of a file whose name is nearly right."""
-    stem = name.removesuffix("_predict.json").rstrip("0123456789")
-    stem = {"wsc": "cluewsc"}.get(stem, stem)
-    return next((w for w in expected_files(version) if stem and w.startswith(stem)), None)
+    stem = name.removesuffix("_predict.json").lower()
+    bare = stem.rstrip(_DIGITS)
+    for right, task in expected_files(version).items():
+        names = {file.removesuffix("_predict.json") for file in task.submission.values()}
+        names |= {task.name} | _ALSO_CALLED.get(task.name, set())
+        if stem in names or (len(bare) > 2 and bare in {name.rstrip(_DIGITS) for name in names}):
+            return right
+    return None

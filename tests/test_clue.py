@@ -125,11 +125,33 @@ def test_a_report_is_written_though_the_zip_cannot_be(data, micro_model, tmp_pat
     with pytest.raises(UserError, match="afqmc_predict.json: 40 rows, the test set has 3861") as e:
         clue.main(given)
     assert "csl" not in str(e.value)
+    assert "40 rows" in (output / "report.md").read_text(encoding="utf-8")
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     report = json.loads((output / "report.json").read_text())
-    assert summary["submission"] is None and "40 rows" in report["fault"]
+    assert summary["submission"] is None and "40 rows" in report["faults"][0]
     assert summary["average"] == report["average"] and (output / "report.md").exists()
     assert not (output / "submission.zip").exists()
+
+
+def test_faults_of_settings_and_folders_are_found_first(data, micro_model, tmp_path):
+    """A later task whose folder is another run's, or whose texts need more room."""
+    given = [*options(data, micro_model, tmp_path / "out"), "--epochs", "1"]
+    (tmp_path / "out" / "tnews").mkdir(parents=True)
+    (tmp_path / "out" / "tnews" / "settings.json").write_text('{"seq_len": 16}')
+    with pytest.raises(UserError, match="tnews: holds a run with seq_len 16, now 32"):
+        clue.main(given)
+    assert not (tmp_path / "out" / "afqmc").exists()
+    entry = {"question": "清" * 40, "id": "Q", "answers": [{"text": "来", "answer_start": 0}]}
+    article = {"paragraphs": [{"context": "来", "qas": [entry]}]}
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "cmrc2018").mkdir()
+    for split in ("train", "dev"):
+        path = tmp_path / "data" / "cmrc2018" / f"{split}.json"
+        path.write_text(json.dumps({"data": [article]}), encoding="utf-8")
+    given = options(tmp_path / "data", micro_model, tmp_path / "new")
+    with pytest.raises(UserError, match="leaves no room in 16"):
+        clue.main([*given, "--tasks", "afqmc,cmrc2018", "--seq-len", "16"])
+    assert not (tmp_path / "new").exists()
 
 
 def test_faults_in_any_file_are_found_first(data, micro_model, tmp_path):

@@ -218,7 +218,7 @@ def test_a_head_is_new_unless_it_is_kept(finished, data, micro_model, tmp_path):
         ({"seed": 2**32}, "--seed 4294967296 must lie in"),
         ({"dropout": 1}, r"--dropout 1.0 must lie in \[0, 1\)"),
         ({"epochs": "inf"}, "--epochs inf must be positive"),
-        ({"weight_decay": -1}, "--weight-decay -1.0 must not be negative"),
+        ({"weight_decay": -1}, "--weight-decay -1.0 must be finite"),
         ({"text": "t"}, "--text, --text-pair, --label and --kind belong to --task generic"),
         ({"kind": "multi"}, "belong to --task generic"),
     ],
@@ -296,10 +296,30 @@ def test_a_run_without_gain_stops_early(data, micro_model, tmp_path):
 
 
 def test_a_run_that_was_moved_says_where_it_is(finished, data, micro_model, tmp_path):
+    """With its data; settings that it knows nothing of are no reason to refuse it."""
     shutil.copytree(finished, tmp_path / "moved")
-    result = run.main(options(data, tmp_path / "moved", micro_model, epochs=8, eval_every=8))
+    shutil.copytree(data, tmp_path / "data")
+    path = tmp_path / "moved" / "settings.json"
+    known = json.loads(path.read_text())
+    known.pop("layer_decay")
+    path.write_text(json.dumps(known | {"gone": 1}))
+    given = options(tmp_path / "data", tmp_path / "moved", micro_model, epochs=8, eval_every=8)
+    result = run.main(given)
     assert result["best"] == str(tmp_path / "moved" / "best")
     assert result["prediction"] == str(tmp_path / "moved" / "afqmc_predict.json")
+
+
+def test_a_run_that_came_apart_goes_on(data, micro_model, tmp_path, monkeypatch):
+    """Numbers that are none stand in its log as null, and are worse than any when read again."""
+    given = options(data, tmp_path / "out", micro_model, learning_rate=1e30, eval_every=2, epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(run.evaluation, "evaluate", _fail_at(run.evaluation.evaluate, 2))
+        with pytest.raises(KeyboardInterrupt):
+            run.main(given)
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    assert any(json.loads(line).get("dev/loss", 0) is None for line in lines)
+    with pytest.raises(UserError, match="the gradient was not finite in steps 3 to 5"):
+        run.main(given)
 
 
 def test_a_run_goes_on_on_other_devices(data, micro_model, tmp_path, monkeypatch):
@@ -364,6 +384,14 @@ def test_half_a_surrogate_pair_is_kept(finished, tmp_path):
     )
     line = (tmp_path / "p.json").read_bytes().decode("utf-8")
     assert json.loads(line)["id"] == "\ud800清" and "清" in line
+
+
+def test_a_model_of_other_columns_is_refused(finished, data):
+    command = ["--model", str(finished / "best"), "--input", str(data / "dev.json")]
+    with pytest.raises(UserError, match="was not made by --task generic; its columns are unknown"):
+        evaluate.main([*command, "--task", "generic"])
+    with pytest.raises(UserError, match="--seq-len 0: the model takes 4..64"):
+        evaluate.main([*command, "--seq-len", "0"])
 
 
 def test_a_model_without_a_classifier_is_refused(micro_model, data):

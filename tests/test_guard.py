@@ -288,9 +288,25 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         abstract(state),
     )  # fmt: skip
     with Checkpoints(tmp_path) as checkpoints:
-        message = r"/4: params/bert/pooler/kernel has the shape \[16, 8\], this run needs \[16, 16"
+        message = r"kernel is of shape \[16, 8\] there, of shape \[16, 16\] in this run; it is"
         with pytest.raises(UserError, match=message):
             checkpoints.restore(bigger)
+        kernel = abstract(state).params["bert"]["pooler"]["kernel"]
+        for params, fault in (
+            (
+                {"bert": {"pooler": {"kernel": kernel, "more": kernel}}},
+                "more is absent there, of",
+            ),
+            (
+                {"bert": {"pooler": {"other": kernel}}},
+                "kernel is of shape .* there, absent in this",
+            ),
+        ):
+            like = dataclasses.replace(abstract(state), params=params)
+            with pytest.raises(UserError, match=fault):
+                checkpoints.restore(like)
+        with pytest.raises(UserError, match="opt_state.* there, absent in this run"):
+            checkpoints.restore(dataclasses.replace(abstract(state), opt_state=()))
         assert same(checkpoints.restore(abstract(state)), state)
     assert {path.name for path in tmp_path.iterdir()} == {"2", "4"}
 

@@ -241,3 +241,23 @@ def test_json_is_what_every_reader_takes():
         "a": [None, 1.5], "b": {"c": None}, "d": "清\ud800", "e": [True, None],
     }  # fmt: skip
     assert text.encode("utf-8").decode("utf-8") == text and "清" in text
+
+
+def test_digests_tell_what_counts_and_not_where_it_lies(micro_model, tmp_path):
+    """A second right answer, which only scores read, changes the digest; the place of a file does
+    not."""
+    digests = []
+    for number, more in enumerate(([], [], [{"text": "来亮", "answer_start": 0}])):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for split in ("train", "dev", "test"):
+            answers = [{"text": "来", "answer_start": 0}, *(more if split == "dev" else [])]
+            entry = {"id": "Q", "question": "何处?", "answers": answers}
+            content = {"data": [{"paragraphs": [{"context": "来亮了", "qas": [entry]}]}]}
+            (folder / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
+        settings = Settings("cmrc2018", str(micro_model), "", str(folder), seq_len=32, batch_size=8)
+        digests.append(prepare(settings, sharding.make_mesh("data=1")).digests)
+    first, moved, other = digests
+    assert first == moved
+    assert {name for name in first if first[name] != other[name]} == {"dev_sha256"}
+    assert {"model_sha256", "vocab_sha256", "train_sha256", "test_sha256"} < set(first)

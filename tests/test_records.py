@@ -12,7 +12,7 @@ import pytest
 from clue_jax.errors import UserError
 from clue_jax.features.entities import Entity, as_mentions
 from clue_jax.features.tokens import Characters, parts
-from finetune.data import download, read_examples, read_split
+from finetune.data import download, read_examples, read_file, read_split
 from finetune.records import conll, json_lines, tab_separated
 from finetune.tasks import TASKS
 from finetune.tasks.generic import labels_of, make
@@ -85,6 +85,9 @@ def test_a_unit_longer_than_a_part_is_cut():
     ("kind", "value", "message"),
     [
         ("single", None, "label null, expected a text"),
+        ("single", "", 'label "", expected a text'),
+        ("multi", ["b", None], "label null, expected a text"),
+        ("multi", [{"b": 1}], r'label \{"b": 1\}, expected a text'),
         ("single", ["a"], r'label \["a"\], expected a text'),
         ("multi", 3, "labels 3, expected a list or a text"),
     ],
@@ -116,13 +119,24 @@ def test_a_limit_takes_as_many_of_each_file(tmp_path):
     assert len(read_split(TASKS["c3"], tmp_path, "train")) == 8
 
 
-def test_ids_that_fall_together():
-    """Answers by id would be lost; a file of lines keeps both."""
+def test_ids_that_fall_together(tmp_path):
+    """Answers by id would be lost; a file of lines keeps both, and training needs no ids."""
     asked = {"id": "Q7", "question": "？", "answers": []}
     paragraphs = [{"id": "P", "context": "文", "qas": [asked, asked]}]
     data = json.dumps({"version": "v1.0", "data": [{"paragraphs": paragraphs}]}).encode()
-    with pytest.raises(UserError, match="f: holds the id Q7 twice"):
-        read_examples(TASKS["cmrc2018"], (data, "f"), False)
+    (tmp_path / "test.json").write_bytes(data)
+    with pytest.raises(UserError, match="test.json: holds the id Q7 twice"):
+        read_split(TASKS["cmrc2018"], tmp_path, "test")
+    with pytest.raises(UserError, match="test.json: holds the id Q7 twice"):
+        read_file(TASKS["cmrc2018"], str(tmp_path / "test.json"), labelled=False)
+    asked["answers"] = [{"text": "文", "answer_start": 0}]
+    paragraphs = [{"id": "P", "context": "文", "qas": [asked, asked]}]
+    (tmp_path / "train.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    assert len(read_split(TASKS["cmrc2018"], tmp_path, "train")) == 2
+    blank = {"id": [1], "candidates": ["画蛇添足", "一日千里"], "content": "他#idiom#了"}
+    (tmp_path / "test.json").write_text(json.dumps(blank))
+    with pytest.raises(UserError, match=r"the id \[1\] is neither a text nor a number"):
+        read_split(TASKS["chid"], tmp_path, "test")
     row = {"sentence1": "好", "sentence2": "坏", "label": "0", "id": 1}
     assert len(read_examples(TASKS["afqmc"], (lines(row, row), "f"), True)) == 2
 
@@ -133,6 +147,9 @@ def test_a_zip_of_several_tasks(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("ocnli/dev.json", lines(row | {"label": "neutral"}))
         archive.writestr("afqmc/dev.json", lines(row))
+        archive.writestr("old/train.json", lines(row))
+        archive.writestr("train.json", lines(row, row))
+    assert len(read_split(TASKS["afqmc"], path, "train")) == 2
     assert read_split(TASKS["afqmc"], path, "dev")[0].label == "0"
     with pytest.raises(UserError, match=r"all.zip: holds dev.json 2 times; unpack it first"):
         read_split(TASKS["csl"], path, "dev")

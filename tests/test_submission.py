@@ -254,6 +254,70 @@ def test_what_it_is_compared_with(tmp_path):
         submission.main(["check", str(path), "--data-root", "/nowhere"])
 
 
+def test_a_complete_zip_passes_without_test_files(shared, tmp_path):
+    """What has no official count is only listed."""
+    folder = tmp_path / "sub"
+    shutil.copytree(shared / "fixtures/submissions/valid/1.1", folder)
+    for name, task in submission.expected_files("1.1").items():
+        count = task.test_rows.get("1.1")
+        path = folder / name
+        if not count:
+            continue
+        if task.container == "mapping":
+            path.write_text(json.dumps({f"Q{i}": "x" for i in range(count)}))
+        else:
+            line = path.read_text(encoding="utf-8").split("\n")[0]
+            path.write_text((line + "\n") * count, encoding="utf-8")
+    result = submission.main(["check", str(folder), "--complete"])
+    assert result["faults"] == [] and "c311_predict.json" in result["not_compared"]
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "right"),
+    [
+        ("c3_predict.json", "1.1", "c311_predict.json"),
+        ("c310_predict.json", "1.1", "c311_predict.json"),
+        ("c3_predict.json", "1.0", "c310_predict.json"),
+        ("TNEWS_predict.json", "1.1", "tnews11_predict.json"),
+        ("wsc_predict.json", "1.0", "cluewsc10_predict.json"),
+        ("cluewsc2020_predict.json", "1.1", "cluewsc11_predict.json"),
+        ("cmrc_predict.json", "1.1", "cmrc2018_predict.json"),
+        ("c_predict.json", "1.1", None),
+        ("cmnli_predict.json", "1.1", None),
+        ("xnli_predict.json", "1.1", None),
+    ],
+)
+def test_the_right_name_is_told(name, version, right):
+    assert submission.nearest_name(name, version) == right
+
+
+def test_few_clue_s_questions_are_others(tmp_path):
+    """They are no test set to compare the benchmark's answers with."""
+    row = {"id": 3000, "candidates": ["画蛇添足", "一日千里"], "content": "他#idiom#了"}
+    (tmp_path / "chid").mkdir()
+    (tmp_path / "chid" / "test.json").write_text(json.dumps(row))
+    path = tmp_path / "chid11_predict.json"
+    path.write_text('{"#idiom000001#": 1}')
+    checked = submission.main(["check", str(path), "--data-root", str(tmp_path)])
+    assert checked["faults"] == [] and checked["not_compared"] == ["chid11_predict.json"]
+
+
+def test_damaged_zips_are_one_line(tmp_path):
+    """Any byte of a zip may be wrong: it is sound, has a fault, or is called damaged."""
+    predictions(tmp_path / "out", 5)
+    path = tmp_path / "a.zip"
+    submission.main(["build", str(tmp_path / "out"), "--output", str(path), "--limit", "5"])
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            submission.main(["check", str(path)])
+        except UserError as error:
+            assert "\n" not in str(error)
+    with pytest.raises(UserError, match="--limit must be at least 1"):
+        submission.main(["build", str(tmp_path / "out"), "--output", str(path), "--limit", "0"])
+
+
 def test_what_is_no_submission(tmp_path):
     (tmp_path / "a.zip").write_bytes(b"x")
     with pytest.raises(UserError, match="not a zip file"):

@@ -146,6 +146,8 @@ def test_the_best_evaluation_is_fairly_chosen():
         {"step": 5, "accuracy": 0.5, "loss": 0.1},
     ]
     assert best(history, task)["step"] == 3
+    none = {"step": 0, "accuracy": 0.1, "loss": float("nan")}
+    assert best([none, *history], task)["step"] == 3 and best([none, none], task) is none
     assert stopped(history, 2, task) and not stopped(history, 3, task)
     assert not stopped(history, 0, task) and not stopped([], 1, task)
 

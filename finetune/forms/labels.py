@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ class Example:
     text_b: str | None
     label: Label
     id: Any
-    line: int
+    line: int = field(repr=False)
 
 
 def read(
@@ -66,7 +66,7 @@ def read(
             raise UserError(
                 f"{place}: no field {error}; {task.name} needs it, found {', '.join(record)}"
             ) from error
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UserError(f"{place}: {error}") from error
         for (text_a, text_b), label in pairs:
             if not isinstance(text_a, str) or not isinstance(text_b, str | None):
@@ -105,9 +105,9 @@ def label_name(value: Any) -> str:
     """A label as its name: JSON's true and 1 are "true" and "1".
 
     Raises:
-      ValueError: if it is nothing, a list or an object.
+      ValueError: if it is nothing, an empty text, a list or an object.
     """
-    if value is None or isinstance(value, list | dict):
+    if value is None or value == "" or isinstance(value, list | dict):
         raise ValueError(f"label {json.dumps(value)}, expected a text")
     return json.dumps(value) if isinstance(value, bool) else str(value)
 
@@ -118,10 +118,11 @@ def label_names(value: Any) -> tuple[str, ...]:
     Raises:
       ValueError: if they are neither.
     """
-    names = value.split(",") if isinstance(value, str) else value
-    if not isinstance(names, list):
+    if isinstance(value, str):
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+    if not isinstance(value, list):
         raise ValueError(f"labels {json.dumps(value)}, expected a list or a text")
-    return tuple(str(name).strip() for name in names if str(name).strip())
+    return tuple(label_name(name) for name in value)
 
 
 def _unknown_label(task: Task, label: Label) -> str | None:

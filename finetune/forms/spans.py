@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ class Question:
     question: str
     context: str
     answers: tuple[tuple[str, int], ...]
-    source: str
+    source: str = field(repr=False)
 
 
 @dataclass(frozen=True)

@@ -14,4 +14,5 @@ printf '\n== ruff\n' >&2
 "$python" -m ruff format --check .
 
 printf '\n== pytest\n' >&2
-exec "$python" -m pytest "$@"
+# Two processes: most of the time goes into compiling, which takes one core.
+exec "$python" -m pytest -n 2 --dist worksteal "$@"

@@ -14,8 +14,9 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Many tests compile the same small programs; child processes share the cache as well.
-_cache = tempfile.TemporaryDirectory(prefix="clue_jax_test_cache_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers have that of the process that started them
+    _cache = tempfile.TemporaryDirectory(prefix="clue_jax_test_cache_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 # CLUE_JAX_WITHOUT=tensorflow makes the named packages impossible to import, here and in child

@@ -14,5 +14,5 @@ printf '\n== ruff\n' >&2
 "$python" -m ruff format --check .
 
 printf '\n== pytest\n' >&2
-# Two processes: most of the time goes into compiling, which takes one core.
-exec "$python" -m pytest -n 2 --dist worksteal "$@"
+# Two processes, each with whole files: most of the time goes into compiling, which takes one core.
+exec "$python" -m pytest -n 2 --dist loadfile "$@"

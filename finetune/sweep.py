@@ -1,8 +1,10 @@
 """Trains a grid of seeds and learning rates at once, inside one compiled program.
 
 A small model leaves most of an accelerator idle; many of them side by side do not. The training
-state gets an axis for the cells of the grid, over which the step is vectorised and which is spread
-over the devices. Each cell is the run that `finetune.run --no-buckets` makes with its settings.
+state gets an axis for the cells of the grid, which is spread over the devices. An accelerator takes
+its cells side by side, the step vectorised over them. A CPU, which gains nothing by that, takes
+them one after the other in the same program, so that no number differs from those of the run
+alone. Each cell is the run that `finetune.run --no-buckets` makes with its settings.
 """
 
 from __future__ import annotations
@@ -197,15 +199,42 @@ def _train(
     return histories
 
 
-def make_step(job: Job, mesh: Mesh) -> Any:
+def make_step(job: Job, mesh: Mesh, side_by_side: bool | None = None) -> Any:
     """The step of all cells: (state, batches [cells, B, ..], keys [cells], rates [cells]) -> the
-    state after it and the sums of each cell."""
+    state after it and the sums of each cell.
 
-    every = jax.vmap(job.step, in_axes=(_AXES, 0, 0, 0), out_axes=(_AXES, 0))
-    spread, whole = _spread(mesh), sharding.replicated(mesh)
-    return jax.jit(
-        every, donate_argnums=0, out_shardings=(TrainState(whole, spread, spread), spread)
-    )
+    Args:
+      job: what is trained.
+      mesh: over whose devices the cells are spread.
+      side_by_side: the cells of a device at once instead of one after the other; None for whatever
+        suits the device.
+    """
+    if side_by_side is None:
+        side_by_side = mesh.devices.flat[0].platform != "cpu"
+    at_once = jax.vmap(job.step, in_axes=(_AXES, 0, 0, 0), out_axes=(_AXES, 0))
+    of_a_device = at_once if side_by_side else functools.partial(_in_turn, job.step)
+    cells = P(sharding.AXES)
+    state = TrainState(P(), cells, cells)
+    every = jax.shard_map(
+        of_a_device, mesh=mesh, in_specs=(state, cells, cells, cells), out_specs=(state, cells),
+        check_vma=False,
+    )  # fmt: skip
+    return jax.jit(every, donate_argnums=0)
+
+
+def _in_turn(
+    step: Any, state: TrainState, batches: Batch, keys: jax.Array, rates: jax.Array
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """The step of each cell, one after the other."""
+
+    def one(cell: Any) -> tuple[Any, Any, dict[str, jax.Array]]:
+        params, opt_state, *given = cell
+        after, sums = step(TrainState(state.step, params, opt_state), *given)
+        return after.params, after.opt_state, sums
+
+    cells = (state.params, state.opt_state, batches, keys, rates)
+    params, opt_state, sums = jax.lax.map(one, cells)
+    return TrainState(state.step + 1, params, opt_state), sums
 
 
 def start_state(job: Job, cells: list[Cell], mesh: Mesh) -> TrainState:

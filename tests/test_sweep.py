@@ -11,12 +11,16 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import ROOT
 
+from clue_jax import sharding
 from clue_jax.errors import UserError
 from finetune import evaluate, run, sweep
+from finetune.job import dropout_key, prepare
+from finetune.sweep_report import Cell
 
 RATES, SEEDS = ("0.0003", "0.001"), ("0", "1", "2")
 
@@ -84,6 +88,34 @@ def test_each_cell_is_the_run_alone(swept, data, micro_model, tmp_path):
         seen.append(alone)
     distinct = {tuple(np.round(row, 4)) for row in seen}
     assert len(distinct) == 6, "two cells are the same run"
+
+
+def test_side_by_side_as_in_turn(data, micro_model, tmp_path):
+    """As accelerators and as CPUs take the cells, two on each of three devices."""
+    settings = sweep.Settings(
+        "tnews", str(micro_model), str(tmp_path / "out"), data_dir=str(data), batch_size=14,
+        epochs=3, seq_len=32, buckets=False,
+    )  # fmt: skip
+    job = prepare(sweep._of_a_run(settings), sharding.make_mesh("data=1"))
+    cells = [Cell(rate, seed) for rate in (3e-4, 1e-3) for seed in (0, 1, 2)]
+    mesh = sharding.make_mesh("data=3")
+    seeds = np.array([cell.seed for cell in cells])
+    keys = sweep._put(jax.vmap(dropout_key)(seeds), mesh)
+    rates = sweep._put(np.array([cell.learning_rate for cell in cells], np.float32), mesh)
+    losses = []
+    for side_by_side in (True, False):
+        step = sweep.make_step(job, mesh, side_by_side)
+        state = sweep.start_state(job, cells, mesh)
+        rows = []
+        for number in range(20):
+            batches = [job.batch(number, cell.seed) for cell in cells]
+            batch = {name: np.stack([b[name] for b in batches]) for name in batches[0]}
+            state, sums = step(state, sweep._put(batch, mesh), keys, rates)
+            rows.append(np.asarray(sums["loss_sum"]))
+        assert int(state.step) == 20
+        losses.append(np.array(rows))
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert len(np.unique(losses[0][-1].round(3))) == 6
 
 
 def test_the_table_by_hand(swept, data):

@@ -20,6 +20,7 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from clue_jax import distributed
 from clue_jax.errors import UserError
 from clue_jax.optim import map_paths
 from clue_jax.train_state import TrainState
@@ -140,10 +141,12 @@ class Checkpoints:
         """Renames a damaged checkpoint, so that the step can be saved again."""
         directory = epath.Path(self._checkpointer.directory)
         self._checkpointer.close()
-        aside = directory / f"damaged-{step}"
-        if aside.exists():
-            aside.rmtree()
-        (directory / str(step)).rename(aside)
+        if distributed.is_first():
+            aside = directory / f"damaged-{step}"
+            if aside.exists():
+                aside.rmtree()
+            (directory / str(step)).rename(aside)
+        distributed.wait_for_all("a damaged checkpoint is put aside")
         self._checkpointer = self._open()
 
 

@@ -7,13 +7,14 @@ import functools
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental import multihost_utils
 
 from clue_jax.errors import UserError
 from clue_jax.train_state import TrainState
@@ -79,17 +80,23 @@ class SkipWatch:
 
 
 @contextmanager
-def terminable() -> Iterator[threading.Event]:
-    """While it lasts, SIGTERM (as TPU machines get before they are taken away) sets the event
-    instead of ending the program. Outside the main thread, where Python allows no handlers, it
-    does nothing."""
+def terminable() -> Iterator[Callable[[int], bool]]:
+    """While it lasts, SIGTERM (as TPU machines get before they are taken away) does not end the
+    program, but answers a question: is this step, just done, the last before the end?
+
+    Of several processes any may get the signal; all stop at the same step, and must ask at every
+    one. Outside the main thread, where Python allows no handlers, the answer is always no.
+    """
+    if jax.process_count() > 1:  # jax itself catches the signal then
+        yield multihost_utils.reached_preemption_sync_point
+        return
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield lambda step: False
         return
     before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
     try:
-        yield asked
+        yield lambda step: asked.is_set()
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -24,9 +24,15 @@ class RunLog:
       directory: of the run; `metrics.jsonl` and `tensorboard/` are made in it.
       start_step: entries of later steps, left by a run that was cut, are removed.
       steps: the length of the run.
+      silent: record and show nothing, as all but one of several processes do.
     """
 
-    def __init__(self, directory: str | os.PathLike, start_step: int, steps: int):
+    def __init__(
+        self, directory: str | os.PathLike, start_step: int, steps: int, silent: bool = False
+    ):
+        self._silent = silent
+        if silent:
+            return
         from tensorboardX import SummaryWriter
 
         self._path = Path(directory) / "metrics.jsonl"
@@ -53,22 +59,29 @@ class RunLog:
         )
 
     def __enter__(self) -> RunLog:
-        self._progress.start()
+        if not self._silent:
+            self._progress.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._silent:
+            return
         self._progress.stop()
         self._file.close()
         self._tensorboard.close()
 
     def advance(self, step: int) -> None:
         """Moves the bar."""
+        if self._silent:
+            return
         self._progress.update(self._task, completed=step)
 
     def write(
         self, step: int, numbers: dict[str, float], shown: dict[str, float] | None = None
     ) -> None:
         """Records numbers of a step in the files, and shows them, or others in their place."""
+        if self._silent:
+            return
         self._file.write(json_text({"step": step, **numbers}) + "\n")
         self._file.flush()
         for name, value in numbers.items():

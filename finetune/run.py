@@ -113,7 +113,7 @@ def run(settings: Settings) -> dict[str, Any]:
                     log.write(step, {f"dev/{k}": v for k, v in entry.items() if k != "step"})
                     checkpoints.save(state, dataclasses.asdict(settings))
                     interval += time.monotonic() - paused
-                if asked_to_stop.is_set() and not is_last:
+                if asked_to_stop(step) and not is_last:
                     checkpoints.save(state, dataclasses.asdict(settings))
                     checkpoints.wait()
                     leave(step)

@@ -192,7 +192,7 @@ def _train(
                     log.write(step, _flat(entries), _best_of(entries, task))
                     checkpoints.save(_to_host(state, len(cells)), dataclasses.asdict(settings))
                     interval += time.monotonic() - paused
-                if asked_to_stop.is_set() and not is_last:
+                if asked_to_stop(step) and not is_last:
                     checkpoints.save(_to_host(state, len(cells)), dataclasses.asdict(settings))
                     checkpoints.wait()
                     leave(step)

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import functools
 import json
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax.sharding import Mesh
 
-from clue_jax import losses
+from clue_jax import distributed, losses
 from clue_jax.config import ModelConfig
 from clue_jax.convert import merge, model_dir
 from clue_jax.convert.names import shapes
-from clue_jax.data.batches import Batch, pad_batch, stream
+from clue_jax.data.batches import Batch, stream
 from clue_jax.errors import UserError, run_command
 from clue_jax.model import PretrainingModel
-from clue_jax.sharding import check_batch_size, make_mesh, put_batch, state_shardings
+from clue_jax.sharding import check_batch_size, make_mesh, replicated, state_shardings
 from clue_jax.train_state import compute_dtype
 from pretraining.examples import Examples
 from pretraining.masking import Masking
@@ -81,24 +82,25 @@ def evaluate(
       always answering the commonest label.
     """
     check_batch_size(batch_size, mesh)
-    sums = Counter()
-    labels: Counter[int] = Counter()
+    sums: dict[str, Any] = defaultdict(np.float64)
+    places = distributed.own_rows(batch_size, mesh)
     for batch in stream(
-        lambda i: _padded_batch(examples, i, batch_size), 0, -(-len(examples) // batch_size)
+        lambda i: _padded_batch(examples, i * batch_size + places),
+        0,
+        -(-len(examples) // batch_size),
     ):
-        used = batch["masked_lm_ids"][batch["masked_lm_weights"] > 0]
-        labels.update(used.tolist())
+        placed = distributed.put_rows(batch, batch_size, mesh)
         for name, value in jax.device_get(
-            eval_step(params, put_batch(batch, mesh), model=model)
+            eval_step(params, placed, model=model, mesh=mesh)
         ).items():
-            sums[name] += float(value)
+            sums[name] += np.asarray(value, np.float64)
     predictions = int(sums["masked_lm_weight_sum"])
     result = {
         "masked_lm_accuracy": sums["masked_lm_correct_sum"] / max(1, predictions),
         "masked_lm_loss": sums["masked_lm_loss_sum"] / max(1, predictions),
         "predictions": predictions,
         "sequences": len(examples),
-        "most_frequent_token_accuracy": max(labels.values(), default=0) / max(1, predictions),
+        "most_frequent_token_accuracy": float(sums["labels"].max()) / max(1, predictions),
     }
     pairs = sums["next_sentence_weight_sum"]
     if pairs:
@@ -107,10 +109,15 @@ def evaluate(
     return result
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def eval_step(params: Any, batch: Batch, *, model: PretrainingModel) -> dict[str, jax.Array]:
-    """Sums of one batch, dropout off."""
-    return head_sums(model, params, batch)
+@functools.partial(jax.jit, static_argnames=("model", "mesh"))
+def eval_step(
+    params: Any, batch: Batch, *, model: PretrainingModel, mesh: Mesh
+) -> dict[str, jax.Array]:
+    """Sums of one batch, dropout off, and "labels" [V]: how often each token is the answer."""
+    counts = jnp.zeros(model.config.vocab_size)
+    counts = counts.at[batch["masked_lm_ids"]].add(batch["masked_lm_weights"])
+    sums = head_sums(model, params, batch) | {"labels": counts}
+    return jax.lax.with_sharding_constraint(sums, replicated(mesh))
 
 
 def head_sums(
@@ -139,9 +146,16 @@ def head_sums(
     return sums
 
 
-def _padded_batch(examples: Examples, index: int, batch_size: int) -> Batch:
-    rows = np.arange(index * batch_size, min(len(examples), (index + 1) * batch_size))
-    return pad_batch(examples.batch(rows), batch_size)
+def _padded_batch(examples: Examples, rows: np.ndarray) -> Batch:
+    """These rows; behind the last come repeats of it, with weight 0."""
+    batch = examples.batch(np.minimum(rows, len(examples) - 1))
+    is_real = rows < len(examples)
+    masked_lm = batch["masked_lm_weights"] * is_real[:, None]
+    next_sentence = batch["next_sentence_weights"] * is_real
+    return batch | {
+        "masked_lm_weights": masked_lm.astype(np.float32),
+        "next_sentence_weights": next_sentence.astype(np.float32),
+    }
 
 
 def check_fit(examples: Examples, config: ModelConfig) -> None:

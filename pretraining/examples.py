@@ -87,10 +87,13 @@ class Examples:
     def _known(self, key: str, otherwise: Any) -> Any:
         return self.manifest[key] if self.manifest else otherwise
 
-    def step(self, step: int, batch_size: int, order_seed: int) -> Batch:
-        """The batch of a training step: a pure function of its arguments and the data."""
+    def step(
+        self, step: int, batch_size: int, order_seed: int, places: np.ndarray | slice = slice(None)
+    ) -> Batch:
+        """The batch of a training step, or its rows at some places only, as each of several
+        processes needs them: a pure function of its arguments and the data."""
         rows, epochs = rows_of_step(step, batch_size, len(self), order_seed)
-        return self.batch(rows, epochs)
+        return self.batch(rows[places], epochs[places])
 
     def batch(self, rows: np.ndarray, epochs: np.ndarray | int = 0) -> Batch:
         """The batch (see `clue_jax.data.batches`) of some rows; drawn masks differ by epoch."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from clue_jax import optim, sharding, zoo
+from clue_jax import distributed, optim, sharding, zoo
 from clue_jax.checkpoint import Checkpoints
 from clue_jax.config import PRESETS, ModelConfig
 from clue_jax.convert import merge
@@ -44,8 +44,11 @@ PROFILED = range(3, 8)  # Steps after the start that --profile shows; the first 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Runs the command line; prints and returns the summary."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    summary = run(tyro.cli(Settings, args=argv))
-    print(json.dumps(summary))
+    settings = tyro.cli(Settings, args=argv)
+    distributed.start(settings.coordinator, settings.process_id, settings.processes)
+    summary = run(settings)
+    if distributed.is_first():
+        print(json.dumps(summary))
     return summary
 
 
@@ -122,22 +125,26 @@ def run(settings: Settings) -> dict[str, Any]:
             raise UserError(f"--profile needs a run of at least {PROFILED.stop} steps")
 
         # ---- The loop ----------------------------------------------------------------------------
-        with RunLog(output, start, settings.steps) as log, terminable() as asked_to_stop:
+        is_first = distributed.is_first()
+        log = RunLog(output, start, settings.steps, silent=not is_first)
+        with log, distributed.together(), terminable() as asked_to_stop:
             interval, watch = Interval(start), SkipWatch()
+            places = distributed.own_rows(settings.batch_size, mesh)
             batches = stream(
-                lambda step: examples.step(step, settings.batch_size, settings.seed),
+                lambda step: examples.step(step, settings.batch_size, settings.seed, places),
                 start,
                 settings.steps,
             )
             for step, batch in enumerate(batches, start + 1):
-                if settings.profile and step - start == PROFILED.start:
+                if settings.profile and is_first and step - start == PROFILED.start:
                     jax.profiler.start_trace(settings.profile)
-                state, sums = step_function(state, sharding.put_batch(batch, mesh))
+                placed = distributed.put_rows(batch, settings.batch_size, mesh)
+                state, sums = step_function(state, placed)
                 watch.see(step, sums)
-                interval.add(sums, int((batch["document_ids"] > 0).sum()))
+                interval.add(sums)
                 log.advance(step)
                 is_last = step == settings.steps
-                if settings.profile and step - start == PROFILED.stop:
+                if settings.profile and is_first and step - start == PROFILED.stop:
                     jax.profiler.stop_trace()
                 if step % settings.log_every == 0 or is_last:
                     last = interval.numbers(step) | {
@@ -151,7 +158,7 @@ def run(settings: Settings) -> dict[str, Any]:
                     result = evaluate(eval_model, state.params, held_out, settings.batch_size, mesh)
                     log.write(step, {f"held_out/{name}": value for name, value in result.items()})
                     interval.pause(time.monotonic() - paused)
-                stop = asked_to_stop.is_set() and not is_last
+                stop = asked_to_stop(step) and not is_last
                 if step % settings.save_every == 0 or is_last or stop:
                     checkpoints.save(state, meta)
                 if stop:
@@ -159,7 +166,10 @@ def run(settings: Settings) -> dict[str, Any]:
                     leave(step)
 
     # ---- Export ----------------------------------------------------------------------------------
-    _export(output, settings, config, jax.device_get(state.params), examples, initial)
+    params = distributed.to_host(state.params, mesh)
+    if is_first:
+        _export(output, settings, config, params, examples, initial)
+    distributed.wait_for_all("the model is written")
     return {
         "steps": settings.steps,
         "masked_lm_loss": last.get("masked_lm_loss"),

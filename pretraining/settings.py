@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from jax.sharding import Mesh
 
-from clue_jax import sharding
+from clue_jax import distributed, sharding
 from clue_jax.config import ModelConfig
 from clue_jax.convert import merge
 from clue_jax.convert.loaded import FORMAT, INFO_FILE, LoadedModel
@@ -23,7 +25,7 @@ from pretraining.examples import Examples
 # Settings that may differ when a run goes on.
 CHANGEABLE = (
     "output", "data", "vocab", "init", "steps", "mesh", "save_every", "log_every", "eval_every",
-    "eval_data", "profile", "remat",
+    "eval_data", "profile", "remat", "coordinator", "process_id", "processes",
 )  # fmt: skip
 
 
@@ -102,6 +104,13 @@ class Settings:
     """Folder of the held-out shards (default: DATA/held-out)."""
     profile: str | None = None
     """Write a profiler trace of five steps to this folder, for TensorBoard or Perfetto."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, when several processes train as one. On TPU VMs, with Slurm and with
+    Open MPI they find each other without it."""
+    process_id: int | None = None
+    """Number of this process, from 0."""
+    processes: int | None = None
+    """How many there are."""
 
 
 def check(settings: Settings) -> None:
@@ -166,6 +175,8 @@ def claim(
     if initial:
         fixed["init_sha256"] = merge.digest(initial.params)
     fixed["dtype"] = str(compute_dtype(settings.dtype))
+    text = json.dumps(fixed, sort_keys=True, default=str)
+    distributed.check_same("command or data", hashlib.sha256(text.encode()).hexdigest())
     if settings.prng == "rbg":  # its numbers depend on the mesh
         fixed["mesh"] = dict(mesh.shape)
     path = output / "settings.json"
@@ -181,7 +192,7 @@ def claim(
                 )
     elif any((output / name).exists() for name in LEFT_BEHIND):
         raise UserError(f"{output}: holds something else than a run; choose another --output")
-    else:
+    elif distributed.is_first():
         # With these an unfinished run converts as well.
         write_json(output / "config.json", config.to_hugging_face())
         copy_vocabulary(examples.tokenizer, output)
@@ -189,3 +200,4 @@ def claim(
         known |= {"normalization": examples.normalization, "heads": {"masked_lm": "trained"}}
         write_json(output / INFO_FILE, {"format": FORMAT, **known})
         write_json(path, fixed)
+    distributed.wait_for_all("the folder is claimed")

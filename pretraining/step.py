@@ -56,6 +56,7 @@ def train_step(
 
     step_key = jax.random.fold_in(key, state.step)
     gradients, sums = summed_gradients(loss_of, state.params, batch, step_key, accumulate)
+    sums["tokens"] = jnp.sum(batch["document_ids"] > 0, dtype=jnp.float32)
     return guarded_update(state, gradients, sums, optimizer)
 
 
@@ -65,13 +66,11 @@ class Interval:
     def __init__(self, start: int):
         self.start = start
         self.started = time.monotonic()
-        self.tokens = 0
         self.sums: list[dict[str, jax.Array]] = []
 
-    def add(self, sums: dict[str, jax.Array], tokens: int) -> None:
+    def add(self, sums: dict[str, jax.Array]) -> None:
         """Adds a step."""
         self.sums.append(sums)
-        self.tokens += tokens
 
     def pause(self, seconds: float) -> None:
         """Leaves out time spent on something else."""
@@ -91,6 +90,6 @@ class Interval:
             numbers["skipped_steps"] = total["skipped"]
         return numbers | {
             "gradient_norm": total["gradient_norm"] / max(1.0, len(sums) - total["skipped"]),
-            "tokens_per_second": self.tokens / seconds,
+            "tokens_per_second": total["tokens"] / seconds,
             "ms_per_step": 1000 * seconds / (step - self.start),
         }

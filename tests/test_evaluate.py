@@ -47,9 +47,11 @@ def test_evaluation_is_exact_for_every_count(fixed_shards, micro_model):
     examples = Examples(fixed_shards, None, Masking(), 0)
     model = PretrainingModel(loaded.config.without_dropout())
     loss = correct = weight = 0.0
+    mesh = sharding.make_mesh("data=1")
     expected = []
     for i in range(17):
-        sums = evaluate.eval_step(loaded.params, examples.batch(np.array([i])), model=model)
+        batch = examples.batch(np.array([i]))
+        sums = evaluate.eval_step(loaded.params, batch, model=model, mesh=mesh)
         loss += float(sums["masked_lm_loss_sum"])
         correct += float(sums["masked_lm_correct_sum"])
         weight += float(sums["masked_lm_weight_sum"])

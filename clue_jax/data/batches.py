@@ -49,20 +49,6 @@ def document_columns(document_starts: np.ndarray, lengths: np.ndarray) -> Batch:
     }
 
 
-def pad_batch(batch: Batch, size: int) -> Batch:
-    """Repeats the last row up to `size` rows; the repeats have weight 0."""
-    missing = size - len(next(iter(batch.values())))
-    if not missing:
-        return batch
-    padded = {
-        name: np.concatenate([column, np.repeat(column[-1:], missing, axis=0)])
-        for name, column in batch.items()
-    }
-    for name in ("masked_lm_weights", "next_sentence_weights"):
-        padded[name][size - missing :] = 0
-    return padded
-
-
 def stream(make_batch: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
     """Makes the batches of steps start..stop-1 in order, some steps ahead, in background threads.
 

@@ -45,8 +45,8 @@ class Settings:
     """How masks are drawn if the shards have none fixed."""
     masked_lm_prob: float = 0.15
     """Share of tokens to mask."""
-    max_predictions: int = 20
-    """M, masked slots a row."""
+    max_predictions: int | None = None
+    """M, masked slots a row (default: as many as that share of T needs, 20 at T=128)."""
     mask_seed: int = 0
     """Of the drawn masks: the same seed gives the same masks."""
 

@@ -80,6 +80,11 @@ class Examples:
         return self.shards.seq_len
 
     @property
+    def vocabulary_sha256(self) -> str:
+        """Digest of the vocabulary."""
+        return vocabulary_digest(self.tokenizer)
+
+    @property
     def normalization(self) -> str:
         """What was done to the text before tokenization."""
         return self._known("normalization", "none")

@@ -9,6 +9,7 @@ row, so they work for any segmenter, any word length and vocabularies without `#
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,20 +28,24 @@ class Masking:
     Attributes:
       kind: "whole-word" or "token".
       masked_lm_prob: share of a row's tokens, special tokens counted.
-      max_predictions: M, masked slots a row.
+      max_predictions: M, masked slots a row; None for as many as that share of T needs.
     """
 
     kind: str = "whole-word"
     masked_lm_prob: float = 0.15
-    max_predictions: int = 20
+    max_predictions: int | None = None
 
     def __post_init__(self):
         if self.kind not in MASKINGS[1:]:
             raise UserError(f"--masking {self.kind!r}: expected {' or '.join(MASKINGS[1:])}")
         if not 0 < self.masked_lm_prob < 1:
             raise UserError(f"--masked-lm-prob {self.masked_lm_prob} must lie between 0 and 1")
-        if self.max_predictions < 1:
+        if self.max_predictions is not None and self.max_predictions < 1:
             raise UserError(f"--max-predictions {self.max_predictions} must be at least 1")
+
+    def slots(self, seq_len: int) -> int:
+        """M for rows of T slots."""
+        return self.max_predictions or math.ceil(seq_len * self.masked_lm_prob)
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ def draw_masks(
       "masked_lm_weights" float32 [B, M], the masked slots in order from the left.
     """
     b, t = token_ids.shape
-    m = masking.max_predictions
+    m = masking.slots(t)
     slots = np.arange(t)
     candidate = (slots < lengths[:, None]) & ~frame
     if masking.kind == "token":

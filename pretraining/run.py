@@ -21,18 +21,16 @@ from clue_jax.config import PRESETS, ModelConfig
 from clue_jax.convert import merge
 from clue_jax.convert.loaded import LoadedModel
 from clue_jax.convert.target import write
-from clue_jax.data.batches import stream
 from clue_jax.errors import UserError, run_command
 from clue_jax.guard import SkipWatch, leave, terminable
 from clue_jax.model import PretrainingModel
 from clue_jax.runlog import RunLog
-from clue_jax.text import Tokenizer
 from clue_jax.train_state import abstract, compute_dtype, new_state
-from pretraining.build_shards import HELD_OUT
 from pretraining.evaluate import check_fit, evaluate
 from pretraining.examples import Examples
 from pretraining.masking import Masking
 from pretraining.settings import Settings, check, check_batch, claim
+from pretraining.stages import batches, described, open_stages, planned
 from pretraining.step import Interval, train_step
 
 # What the masked-LM loss does not reach. In the original these get no update and no decay.
@@ -66,15 +64,17 @@ def run(settings: Settings) -> dict[str, Any]:
     started = time.monotonic()
     check(settings)
     mesh = sharding.make_mesh(settings.mesh)
-    check_batch(settings, mesh)
+    for _, _, batch_size in planned(settings):
+        check_batch(batch_size, settings.accumulate, mesh)
     masking = Masking(settings.masking, settings.masked_lm_prob, settings.max_predictions)
     initial = _initial(settings)
     vocab = settings.vocab or (initial.tokenizer if initial else None)
-    examples = Examples(settings.data, vocab, masking, settings.seed)
-    held_out = _held_out(settings, vocab, masking)
-    config = _model_config(settings, initial, examples)
+    stages = open_stages(settings, vocab, masking)
+    examples, steps = stages[-1].examples, stages[-1].stop
+    for stage in stages:
+        config = _model_config(settings, initial, stage.examples)
     schedule = optim.learning_rate(
-        settings.schedule, settings.learning_rate, settings.steps, settings.warmup_steps
+        settings.schedule, settings.learning_rate, steps, settings.warmup_steps
     )
     optimizer = {"adamw": optim.adamw, "lamb": optim.lamb}[settings.optimizer](
         schedule,
@@ -84,7 +84,7 @@ def run(settings: Settings) -> dict[str, Any]:
         frozen=None if settings.next_sentence else NEXT_SENTENCE_ONLY,
     )
     output = Path(settings.output)
-    claim(output, settings, config, examples, initial, mesh)
+    claim(output, settings, config, examples, described(stages, masking), initial, mesh)
 
     # ---- The state: the newest checkpoint, else --init, else random weights ----------------------
     dtype = compute_dtype(settings.dtype)
@@ -117,45 +117,41 @@ def run(settings: Settings) -> dict[str, Any]:
     with Checkpoints(output / "checkpoints") as checkpoints:
         state = checkpoints.restore(abstract(state)) or state
         start = int(state.step)
-        if start > settings.steps:
-            raise UserError(
-                f"{output}: is at step {start} already, beyond --steps {settings.steps}"
-            )
-        if settings.profile and settings.steps - start < PROFILED.stop:
+        if start > steps:
+            raise UserError(f"{output}: is at step {start} already, beyond --steps {steps}")
+        if settings.profile and steps - start < PROFILED.stop:
             raise UserError(f"--profile needs a run of at least {PROFILED.stop} steps")
 
         # ---- The loop ----------------------------------------------------------------------------
         is_first = distributed.is_first()
-        log = RunLog(output, start, settings.steps, silent=not is_first)
+        log = RunLog(output, start, steps, silent=not is_first)
         with log, distributed.together(), terminable() as asked_to_stop:
             interval, watch = Interval(start), SkipWatch()
-            places = distributed.own_rows(settings.batch_size, mesh)
-            batches = stream(
-                lambda step: examples.step(step, settings.batch_size, settings.seed, places),
-                start,
-                settings.steps,
-            )
-            for step, batch in enumerate(batches, start + 1):
+            ahead = batches(stages, start, settings.seed, mesh)
+            for step, (stage, batch) in enumerate(ahead, start + 1):
                 if settings.profile and is_first and step - start == PROFILED.start:
                     jax.profiler.start_trace(settings.profile)
-                placed = distributed.put_rows(batch, settings.batch_size, mesh)
+                placed = distributed.put_rows(batch, stage.batch_size, mesh)
                 state, sums = step_function(state, placed)
                 watch.see(step, sums)
                 interval.add(sums)
                 log.advance(step)
-                is_last = step == settings.steps
+                is_last = step == steps
                 if settings.profile and is_first and step - start == PROFILED.stop:
                     jax.profiler.stop_trace()
                 if step % settings.log_every == 0 or is_last:
                     last = interval.numbers(step) | {
                         "learning_rate": float(schedule(step - 1)),
-                        "epoch": step * settings.batch_size / len(examples),
+                        "epoch": stage.epoch(step),
                     }
                     log.write(step, last)
                     interval = Interval(step)
-                if held_out and (step % settings.eval_every == 0 or is_last):
+                is_stage_end = step == stage.stop
+                if stage.held_out and (step % settings.eval_every == 0 or is_stage_end):
                     paused = time.monotonic()
-                    result = evaluate(eval_model, state.params, held_out, settings.batch_size, mesh)
+                    result = evaluate(
+                        eval_model, state.params, stage.held_out, stage.batch_size, mesh
+                    )
                     log.write(step, {f"held_out/{name}": value for name, value in result.items()})
                     interval.pause(time.monotonic() - paused)
                 stop = asked_to_stop(step) and not is_last
@@ -168,10 +164,10 @@ def run(settings: Settings) -> dict[str, Any]:
     # ---- Export ----------------------------------------------------------------------------------
     params = distributed.to_host(state.params, mesh)
     if is_first:
-        _export(output, settings, config, params, examples, initial)
+        _export(output, settings, steps, config, params, examples, initial)
     distributed.wait_for_all("the model is written")
     return {
-        "steps": settings.steps,
+        "steps": steps,
         "masked_lm_loss": last.get("masked_lm_loss"),
         "masked_lm_accuracy": last.get("masked_lm_accuracy"),
         "tokens_per_second": last.get("tokens_per_second"),
@@ -196,21 +192,6 @@ def _initial(settings: Settings) -> LoadedModel | None:
     return initial
 
 
-def _held_out(
-    settings: Settings, vocab: Tokenizer | str | None, masking: Masking
-) -> Examples | None:
-    """The held-out examples, if they are asked for; their masks are those of evaluation, seed 0."""
-    if not settings.eval_every:
-        return None
-    folder = Path(settings.eval_data or Path(settings.data) / HELD_OUT)
-    if not folder.is_dir():
-        raise UserError(
-            f"--eval-every needs {folder}; build the shards with --held-out, such as 0.5%, or name "
-            "other shards with --eval-data"
-        )
-    return Examples(folder, vocab, masking, 0)
-
-
 def _model_config(
     settings: Settings, initial: LoadedModel | None, examples: Examples
 ) -> ModelConfig:
@@ -228,11 +209,11 @@ def _model_config(
         )
     if settings.seq_len not in (None, examples.seq_len):
         raise UserError(
-            f"--seq-len {settings.seq_len}, but {settings.data} holds rows of {examples.seq_len} "
-            "slots"
+            f"--seq-len {settings.seq_len}, but {examples.directory} holds rows of "
+            f"{examples.seq_len} slots"
         )
     if settings.next_sentence and not examples.batch(np.arange(1))["next_sentence_weights"].any():
-        raise UserError(f"--next-sentence needs sentence pairs; {settings.data} holds none")
+        raise UserError(f"--next-sentence needs sentence pairs; {examples.directory} holds none")
     check_fit(examples, config)
     return config
 
@@ -246,6 +227,7 @@ def _random_params(model: PretrainingModel, key: jax.Array) -> Any:
 def _export(
     output: Path,
     settings: Settings,
+    steps: int,
     config: ModelConfig,
     params: Any,
     examples: Examples,
@@ -259,7 +241,7 @@ def _export(
         heads |= {"pooler": "trained", "next_sentence": "trained"}
     info = {
         "heads": heads,
-        "source": f"clue_jax pretraining.run, {settings.steps} steps",
+        "source": f"clue_jax pretraining.run, {steps} steps",
         "max_seq_length": examples.seq_len,
         "normalization": examples.normalization,
         "license": initial.info.get("license", "unknown") if initial else "unknown",

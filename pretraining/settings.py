@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jax.sharding import Mesh
 
@@ -15,17 +16,16 @@ from clue_jax import distributed, sharding
 from clue_jax.config import ModelConfig
 from clue_jax.convert import merge
 from clue_jax.convert.loaded import FORMAT, INFO_FILE, LoadedModel
-from clue_jax.data.records import MANIFEST
 from clue_jax.errors import UserError
-from clue_jax.files import read_json, sha256, write_json
+from clue_jax.files import read_json, write_json
 from clue_jax.text import copy_vocabulary, vocabulary_digest
 from clue_jax.train_state import compute_dtype
 from pretraining.examples import Examples
 
 # Settings that may differ when a run goes on.
 CHANGEABLE = (
-    "output", "data", "vocab", "init", "steps", "mesh", "save_every", "log_every", "eval_every",
-    "eval_data", "profile", "remat", "coordinator", "process_id", "processes",
+    "output", "data", "stages", "vocab", "init", "steps", "mesh", "save_every", "log_every",
+    "eval_every", "eval_data", "profile", "remat", "coordinator", "process_id", "processes",
 )  # fmt: skip
 
 
@@ -40,16 +40,19 @@ class Settings:
     goes on from the one before it.
     """
 
-    data: str
-    """Folder of shards (pretraining.build_shards), or of the original's TFRecord files."""
     output: str
     """Folder of the run: model/, tf/, checkpoints/, metrics.jsonl, tensorboard/."""
-    steps: int
-    """Updates in all."""
     batch_size: int
     """B, rows an update over all devices."""
     learning_rate: float
     """The largest, at the end of the warm-up."""
+    data: str | None = None
+    """Folder of shards (pretraining.build_shards), or of the original's TFRecord files."""
+    steps: int | None = None
+    """Updates in all."""
+    stages: str | None = None
+    """In the place of --data and --steps: DATA:STEPS[:BATCH] of each stage, apart by commas, such
+    as shards128:90000,shards512:10000:64. The learning rate runs over all of them."""
     warmup_steps: int = 0
     """Steps of rising learning rate."""
     preset: Literal["tiny", "tiny3l312", "tiny3l768", "base", "large"] = "tiny"
@@ -77,8 +80,8 @@ class Settings:
     """How masks are drawn, if the shards have none fixed."""
     masked_lm_prob: float = 0.15
     """Share of tokens to mask."""
-    max_predictions: int = 20
-    """M, masked slots a row."""
+    max_predictions: int | None = None
+    """M, masked slots a row (default: as many as that share of T needs, 20 at T=128)."""
     adam_b2: float = 0.98
     """Decay of Adam's second moment. The original has 0.98 for RoBERTa pretraining, else 0.999."""
     weight_decay: float = 0.01
@@ -120,7 +123,8 @@ def check(settings: Settings) -> None:
       UserError: naming the option.
     """
     for name in ("steps", "batch_size", "save_every", "log_every", "accumulate"):
-        if getattr(settings, name) < 1:
+        value = getattr(settings, name)
+        if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
     for name in ("learning_rate", "max_gradient_norm"):
         if not getattr(settings, name) > 0:
@@ -135,18 +139,18 @@ def check(settings: Settings) -> None:
         raise UserError("--eval-data needs --eval-every")
 
 
-def check_batch(settings: Settings, mesh: Mesh) -> None:
+def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
     """Refuses a batch that mesh and accumulation do not divide.
 
     Raises:
       UserError: with the numbers.
     """
-    sharding.check_batch_size(settings.batch_size, mesh)
+    sharding.check_batch_size(batch_size, mesh)
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if settings.batch_size % (settings.accumulate * ways):
+    if batch_size % (accumulate * ways):
         raise UserError(
-            f"--batch-size {settings.batch_size} is not a multiple of --accumulate "
-            f"{settings.accumulate} times the {ways} devices that split the batch"
+            f"--batch-size {batch_size} is not a multiple of --accumulate "
+            f"{accumulate} times the {ways} devices that split the batch"
         )
 
 
@@ -155,10 +159,20 @@ def claim(
     settings: Settings,
     config: ModelConfig,
     examples: Examples,
+    data: Mapping[str, Any],
     initial: LoadedModel | None,
     mesh: Mesh,
 ) -> None:
     """Marks the folder as this run's.
+
+    Args:
+      output: the folder.
+      settings: as given.
+      config: of the model.
+      examples: of the last stage.
+      data: what is known of the data of all stages, which may not change.
+      initial: the model of --init.
+      mesh: the devices.
 
     Raises:
       UserError: if it holds a run of other settings, with the setting and both values.
@@ -169,9 +183,7 @@ def claim(
         if name not in CHANGEABLE
     }
     fixed["vocab_sha256"] = vocabulary_digest(examples.tokenizer)
-    fixed["rows"] = len(examples)
-    if examples.manifest:
-        fixed["data_sha256"] = sha256(examples.directory / MANIFEST)
+    fixed |= data
     if initial:
         fixed["init_sha256"] = merge.digest(initial.params)
     fixed["dtype"] = str(compute_dtype(settings.dtype))

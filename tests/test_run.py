@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -13,13 +15,19 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, arguments, metrics
+from conftest import ROOT, arguments, build, metrics
 
 from clue_jax import sharding
+from clue_jax.checkpoint import load_params
 from clue_jax.convert import merge, model_dir, tf_bert, tf_bundle
 from clue_jax.convert.names import PRETRAINING_HEADS, head_of, rows
+from clue_jax.errors import UserError
+from clue_jax.files import read_json
 from clue_jax.model import PretrainingModel
 from pretraining import run
+from pretraining.masking import Masking
+from pretraining.settings import Settings
+from pretraining.stages import planned
 
 
 def test_a_run_leaves_everything(finished):
@@ -223,3 +231,71 @@ def test_kills_at_random_moments(shards, micro_model, tmp_path):
             kills += 1
     assert kills >= 2
     assert_same_run(output, tmp_path / "whole", 400)
+
+
+def test_stages_are_one_run(shards, vocab_file, micro_model, tmp_path):
+    """Short rows, then long ones, the learning rate over both; cut in the second and started
+    again: as without a cut."""
+    long_rows = tmp_path / "long"
+    build(vocab_file, long_rows, "--seq-len", "48", "--held-out", "0.2")
+    stages = f"{shards}:5,{long_rows}:4:16"
+    given = {"steps": None, "stages": stages, "eval_every": 3, "log_every": 1}
+    given["max_predictions"] = None
+    given |= {"save_every": 2, "mesh": "data=1"}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    result = run.main(arguments(None, whole, micro_model, **given))
+    assert result["steps"] == 9
+    lines = metrics(whole)
+    assert [line["step"] for line in lines] == list(range(1, 10))
+    rates = [line["learning_rate"] for line in lines]
+    np.testing.assert_allclose(rates, [0, 5e-4, *(1e-3 * np.arange(7, 0, -1) / 7)], rtol=1e-6)
+    # Epochs are those of the stage: 8 rows a step of the first, 16 of the second.
+    counts = [read_json(path / "manifest.json")["rows"] for path in (shards, long_rows)]
+    np.testing.assert_allclose(lines[4]["epoch"], 40 / counts[0])
+    np.testing.assert_allclose(lines[6]["epoch"], 32 / counts[1])
+    text = (whole / "metrics.jsonl").read_text().splitlines()
+    held_out = {json.loads(x)["step"]: json.loads(x) for x in text if "held_out/" in x}
+    assert list(held_out) == [3, 5, 6, 9]  # the end of a stage as well
+    rows = [held_out[step]["held_out/sequences"] for step in (5, 6)]
+    expected = [read_json(p / "held-out/manifest.json")["rows"] for p in (shards, long_rows)]
+    assert rows == expected
+    assert model_dir.load(whole / "model").info["max_seq_length"] == 48
+
+    shutil.copytree(whole, cut)
+    for step in (8, 9):
+        shutil.rmtree(cut / "checkpoints" / str(step))
+    run.main(arguments(None, cut, micro_model, **given))
+    first, second = (load_params(path / "checkpoints")[0] for path in (whole, cut))
+    assert all((a == b).all() for a, b in zip(*map(jax.tree.leaves, (first, second)), strict=True))
+    other = given | {"stages": f"{shards}:4,{long_rows}:5:16"}
+    with pytest.raises(UserError, match="holds a run with stages"):
+        run.main(arguments(None, cut, micro_model, **other))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"steps": None}, "--data and --steps are needed"),
+        ({"stages": "a:5,b"}, "'b' is not of the form DATA:STEPS"),
+        ({"stages": "a:0"}, "'a:0' is not of the form DATA:STEPS"),
+        ({"stages": "a:5:12"}, "--batch-size 12 is not a multiple"),
+    ],
+)
+def test_impossible_stages_are_refused(shards, micro_model, tmp_path, given, message):
+    options = {"steps": None} | given
+    with pytest.raises(UserError, match=re.escape(message)):
+        run.main(arguments(None, tmp_path / "out", micro_model, **options))
+    with pytest.raises(UserError, match="leave those out|are needed"):
+        run.main(arguments(shards, tmp_path / "out", micro_model, **options))
+    assert not (tmp_path / "out").exists()
+
+
+def test_stages_are_parsed():
+    settings = Settings(output="o", batch_size=8, learning_rate=1.0, stages="gs://b/x:10, y:2:16")
+    assert planned(settings) == [("gs://b/x", 10, 8), ("y", 2, 16)]
+
+
+def test_masks_by_length():
+    """As BERT's: 20 of 128, 77 of 512."""
+    assert [Masking().slots(t) for t in (64, 128, 512)] == [10, 20, 77]
+    assert Masking(max_predictions=5).slots(512) == 5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -130,6 +130,47 @@ def lamb(
         optax.scale_by_learning_rate(schedule),
     )
     return _but_for(frozen, train)
+
+
+class AverageState(NamedTuple):
+    """The state of `with_average`: updates so far, and the average, a tree like the parameters."""
+
+    count: jax.Array
+    average: Any
+
+
+def with_average(
+    optimizer: optax.GradientTransformation, decay: float
+) -> optax.GradientTransformation:
+    """An optimiser that also keeps a moving average of the parameters; see `average_of`.
+
+    After update t, counted from 1, the average moves towards the parameters by 1 - d, where d is
+    `decay`, or t / (t + 9) while that is less, so that the start is soon forgotten (the rule of
+    tensorflow's ExponentialMovingAverage with `num_updates`).
+
+    Args:
+      optimizer: what updates the parameters.
+      decay: in (0, 1).
+    """
+
+    def init(params: Any) -> AverageState:
+        return AverageState(jnp.zeros([], jnp.int32), jax.tree.map(jnp.copy, params))
+
+    def update(updates: Any, state: AverageState, params: Any) -> tuple[Any, AverageState]:
+        count = state.count + 1
+        step = 1 - jnp.minimum(decay, count / (count + 9))
+        # Where nothing changes, this adds an exact 0.
+        average = jax.tree.map(
+            lambda a, p, u: a + step * (p + u - a), state.average, params, updates
+        )
+        return updates, AverageState(count, average)
+
+    return optax.chain(optimizer, optax.GradientTransformation(init, update))
+
+
+def average_of(opt_state: Any) -> Any:
+    """The average that `with_average` keeps."""
+    return optax.tree_utils.tree_get(opt_state, "average")
 
 
 def _but_for(

@@ -25,7 +25,7 @@ from clue_jax.errors import UserError, run_command
 from clue_jax.guard import SkipWatch, leave, terminable
 from clue_jax.model import PretrainingModel
 from clue_jax.runlog import RunLog
-from clue_jax.train_state import abstract, compute_dtype, new_state
+from clue_jax.train_state import TrainState, abstract, compute_dtype, new_state
 from pretraining.evaluate import check_fit, evaluate
 from pretraining.examples import Examples
 from pretraining.masking import Masking
@@ -83,6 +83,8 @@ def run(settings: Settings) -> dict[str, Any]:
         max_gradient_norm=settings.max_gradient_norm,
         frozen=None if settings.next_sentence else NEXT_SENTENCE_ONLY,
     )
+    if settings.ema_decay:
+        optimizer = optim.with_average(optimizer, settings.ema_decay)
     output = Path(settings.output)
     claim(output, settings, config, examples, described(stages, masking), initial, mesh)
 
@@ -98,7 +100,8 @@ def run(settings: Settings) -> dict[str, Any]:
         params = merge.nest({path: given.get(path, array) for path, array in drawn.items()})
         params = jax.tree.map(lambda array: np.asarray(array, np.float32), params)
         params = jax.device_put(params, state_shardings.params)
-        state = dataclasses.replace(state, params=params)
+        opt_state = jax.jit(optimizer.init, out_shardings=state_shardings.opt_state)(params)
+        state = dataclasses.replace(state, params=params, opt_state=opt_state)
     step_function = jax.jit(
         functools.partial(
             train_step,
@@ -113,6 +116,10 @@ def run(settings: Settings) -> dict[str, Any]:
     )
     eval_model = PretrainingModel(config.without_dropout(), dtype)
     meta = dataclasses.asdict(settings)
+
+    def trained(state: TrainState) -> Any:
+        return optim.average_of(state.opt_state) if settings.ema_decay else state.params
+
     last: dict[str, float] = {}
     with Checkpoints(output / "checkpoints") as checkpoints:
         state = checkpoints.restore(abstract(state)) or state
@@ -150,7 +157,7 @@ def run(settings: Settings) -> dict[str, Any]:
                 if stage.held_out and (step % settings.eval_every == 0 or is_stage_end):
                     paused = time.monotonic()
                     result = evaluate(
-                        eval_model, state.params, stage.held_out, stage.batch_size, mesh
+                        eval_model, trained(state), stage.held_out, stage.batch_size, mesh
                     )
                     log.write(step, {f"held_out/{name}": value for name, value in result.items()})
                     interval.pause(time.monotonic() - paused)
@@ -162,7 +169,7 @@ def run(settings: Settings) -> dict[str, Any]:
                     leave(step)
 
     # ---- Export ----------------------------------------------------------------------------------
-    params = distributed.to_host(state.params, mesh)
+    params = distributed.to_host(trained(state), mesh)
     if is_first:
         _export(output, settings, steps, config, params, examples, initial)
     distributed.wait_for_all("the model is written")

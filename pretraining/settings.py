@@ -88,6 +88,9 @@ class Settings:
     """But for LayerNorm and biases."""
     max_gradient_norm: float = 1.0
     """Larger gradients are scaled down to this global norm."""
+    ema_decay: float | None = None
+    """Keep a moving average of the parameters with this decay as well, such as 0.999; it is what is
+    evaluated and exported."""
     dropout: float | None = None
     """Both dropout rates (default: the model's, 0.1)."""
     accumulate: int = 1
@@ -135,6 +138,8 @@ def check(settings: Settings) -> None:
         raise UserError("--eval-every and --weight-decay must not be negative")
     if not 0 < settings.adam_b2 < 1:
         raise UserError(f"--adam-b2 {settings.adam_b2} must lie between 0 and 1")
+    if settings.ema_decay is not None and not 0 < settings.ema_decay < 1:
+        raise UserError(f"--ema-decay {settings.ema_decay} must lie between 0 and 1")
     if settings.eval_data is not None and not settings.eval_every:
         raise UserError("--eval-data needs --eval-every")
 

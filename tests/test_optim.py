@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -149,3 +150,20 @@ def test_frozen_parameters_have_no_slots_and_do_not_decay():
     updates, _ = optimizer.update(zeros, state, params)
     assert (updates["bert"]["pooler"]["kernel"] == 0).all()
     np.testing.assert_allclose(updates["masked_lm"]["transform"]["kernel"], -0.001, rtol=1e-6)
+
+
+def test_the_average_by_hand():
+    """Against the rule computed in float64; what is frozen stays to the bit."""
+    plain = optim.adamw(lambda step: 0.1, b2=0.98, frozen="^still")
+    params = {"moves": jnp.array([1.0, -2.0]), "still": jnp.array([0.1, 0.7])}
+    optimizer = optim.with_average(plain, 0.5)
+    state, expected = optimizer.init(params), np.array([1.0, -2.0])
+    for count in range(1, 20):
+        updates, state = optimizer.update({"moves": params["moves"], "still": 0.3}, state, params)
+        params = optax.apply_updates(params, updates)
+        decay = min(0.5, count / (count + 9))
+        expected = decay * expected + (1 - decay) * np.asarray(params["moves"], np.float64)
+    average = optim.average_of(state)
+    np.testing.assert_allclose(average["moves"], expected, rtol=1e-6)
+    assert abs(average["moves"] - params["moves"]).min() > 0.01
+    np.testing.assert_array_equal(average["still"], np.float32([0.1, 0.7]))

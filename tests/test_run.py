@@ -299,3 +299,19 @@ def test_masks_by_length():
     """As BERT's: 20 of 128, 77 of 512."""
     assert [Masking().slots(t) for t in (64, 128, 512)] == [10, 20, 77]
     assert Masking(max_predictions=5).slots(512) == 5
+
+
+def test_the_average_is_exported(shards, micro_model, tmp_path):
+    """Three steps, by hand from the checkpoint of each."""
+    options = {"steps": 3, "warmup_steps": 0, "save_every": 1, "ema_decay": 0.3, "mesh": "data=2"}
+    run.main(arguments(shards, tmp_path / "out", micro_model, **options))
+    average = merge.flatten(model_dir.load(micro_model).params)
+    for count in (1, 2, 3):
+        params = merge.flatten(load_params(tmp_path / "out" / "checkpoints", count)[0])
+        decay = min(0.3, count / (count + 9))
+        average = {k: decay * average[k] + (1 - decay) * params[k] for k in params}
+    exported = merge.flatten(model_dir.load(tmp_path / "out" / "model").params)
+    kernel = "bert/encoder/layer_0/attention/query/kernel"
+    assert np.abs(exported[kernel] - params[kernel]).max() > 1e-5
+    for path, array in exported.items():
+        np.testing.assert_allclose(array, average[path], rtol=1e-6, atol=1e-7, err_msg=path)

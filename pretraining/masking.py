@@ -5,11 +5,16 @@ whole words taken in random order, a word that no longer fits being passed over.
 tokens 80 % become [MASK], 10 % a random token and 10 % stay. What differs: a random token is an
 ordinary one, never a special or `[unused..]` entry; and words come from word starts stored with the
 row, so they work for any segmenter, any word length and vocabularies without `##` Chinese entries.
+
+Beside single tokens and whole words there are runs of one to four words ("ngram", drawn as in
+MacBERT, Cui et al. 2020), and mixes, in which each row is masked in one of these ways.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +23,9 @@ from clue_jax.data.order import mix, uniform
 from clue_jax.errors import UserError
 from clue_jax.text import Tokenizer
 
-MASKINGS = ("none", "whole-word", "token")
+MASKINGS = ("none", "whole-word", "token", "ngram")
+# MacBERT's: 40 % of the runs have one word, 30 % two, 20 % three, 10 % four.
+_LONGER = (0.6, 0.3, 0.1)  # how many have at least two, three, four words
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,8 @@ class Masking:
     """How masks are drawn.
 
     Attributes:
-      kind: "whole-word" or "token".
+      kind: "whole-word", "token" or "ngram", or some of them with their shares of the rows, such
+        as "whole-word=0.6,ngram=0.4".
       masked_lm_prob: share of a row's tokens, special tokens counted.
       max_predictions: M, masked slots a row; None for as many as that share of T needs.
     """
@@ -36,12 +44,29 @@ class Masking:
     max_predictions: int | None = None
 
     def __post_init__(self):
-        if self.kind not in MASKINGS[1:]:
-            raise UserError(f"--masking {self.kind!r}: expected {' or '.join(MASKINGS[1:])}")
+        _ = self.shares
         if not 0 < self.masked_lm_prob < 1:
             raise UserError(f"--masked-lm-prob {self.masked_lm_prob} must lie between 0 and 1")
         if self.max_predictions is not None and self.max_predictions < 1:
             raise UserError(f"--max-predictions {self.max_predictions} must be at least 1")
+
+    @functools.cached_property
+    def shares(self) -> dict[str, float]:
+        """Share of the rows by kind."""
+        shares: dict[str, float] = {}
+        for part in self.kind.split(","):
+            name, _, share = part.strip().partition("=")
+            try:
+                shares[name] = float(share) if share else 1.0
+            except ValueError:
+                shares[name] = -1.0
+        is_whole = abs(sum(shares.values()) - 1) < 1e-9 and min(shares.values()) >= 0
+        if not set(shares) <= set(MASKINGS[1:]) or not is_whole:
+            raise UserError(
+                f"--masking {self.kind!r}: expected {', '.join(MASKINGS[1:])}, or shares of them "
+                "that add up to 1, such as whole-word=0.6,ngram=0.4"
+            )
+        return shares
 
     def slots(self, seq_len: int) -> int:
         """M for rows of T slots."""
@@ -96,11 +121,9 @@ def draw_masks(
     m = masking.slots(t)
     slots = np.arange(t)
     candidate = (slots < lengths[:, None]) & ~frame
-    if masking.kind == "token":
-        starts = candidate
-    else:
-        after_gap = np.concatenate([np.ones((b, 1), bool), ~candidate[:, :-1]], axis=1)
-        starts = candidate & (word_starts | after_gap)
+    after_gap = np.concatenate([np.ones((b, 1), bool), ~candidate[:, :-1]], axis=1)
+    kinds = _kinds(masking.shares, seed, epochs, row_numbers)
+    starts = candidate & (word_starts | after_gap | (kinds == "token")[:, None])
     noise = mix(seed, np.asarray(epochs)[..., None], row_numbers[:, None], slots)
 
     # Words in random order: their start slots sorted by noise, other slots last.
@@ -123,6 +146,10 @@ def draw_masks(
         if ((used >= budget) | (rank + 1 >= words)).all():
             break
     masked = taken[rows, start_of] & candidate
+    runs = np.flatnonzero(kinds == "ngram")
+    if len(runs):
+        longer = uniform(mix(noise[runs], 3))
+        masked[runs] = _take_runs(order[runs], words[runs], word_length[runs], longer, budget[runs])
 
     fate = uniform(mix(noise, 1))
     random_ids = vocabulary.ordinary_ids[
@@ -133,6 +160,56 @@ def draw_masks(
         "input_ids": np.where(masked, shown, token_ids).astype(np.int32),
         **masked_columns(masked, token_ids, m),
     }
+
+
+def _kinds(
+    shares: Mapping[str, float], seed: int, epochs: np.ndarray | int, row_numbers: np.ndarray
+) -> np.ndarray:
+    """How each row is masked, a name for each."""
+    names = np.array(list(shares))
+    if len(names) == 1:
+        return np.broadcast_to(names, row_numbers.shape)
+    draw = uniform(mix(seed, epochs, row_numbers, 1 << 32))  # no slot has this number
+    return names[np.searchsorted(np.cumsum(list(shares.values()))[:-1], draw, side="right")]
+
+
+def _take_runs(
+    order: np.ndarray,
+    words: np.ndarray,
+    word_length: np.ndarray,
+    longer: np.ndarray,
+    budget: np.ndarray,
+) -> np.ndarray:
+    """Masks runs of words, in random order, each as far as it is not masked yet; a run that no
+    longer fits is passed over.
+
+    Args:
+      order: [B, T], start slots in random order, `words` [B] of them.
+      word_length: [B, T], tokens of the word that starts at a slot, else 0.
+      longer: [B, T], numbers in [0, 1) that decide how many words a run has.
+      budget: [B], tokens to mask.
+
+    Returns:
+      bool [B, T].
+    """
+    b, t = order.shape
+    slots, rows = np.arange(t), np.arange(b)
+    padded = np.concatenate([word_length, np.zeros((b, 1), np.int64)], axis=1)
+    ends = slots + word_length
+    for share in _LONGER:
+        ends = ends + padded[rows[:, None], ends] * (longer < share)
+    masked = np.zeros((b, t), bool)
+    used = np.zeros(b, np.int64)
+    for rank in range(int(words.max(initial=0))):
+        start = order[:, rank]
+        run = (slots >= start[:, None]) & (slots < ends[rows, start][:, None]) & ~masked
+        size = run.sum(axis=1)
+        take = (rank < words) & (used + size <= budget)
+        masked |= run & take[:, None]
+        used += size * take
+        if ((used >= budget) | (rank + 1 >= words)).all():
+            break
+    return masked
 
 
 def masked_columns(

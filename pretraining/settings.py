@@ -76,8 +76,9 @@ class Settings:
     """lamb: each matrix learns in proportion to its own size, for very large batches."""
     next_sentence: bool = False
     """Add the next-sentence loss (needs shards of sentence pairs)."""
-    masking: Literal["whole-word", "token"] = "whole-word"
-    """How masks are drawn, if the shards have none fixed."""
+    masking: str = "whole-word"
+    """How masks are drawn, if the shards have none fixed: whole-word, token or ngram (one to four
+    words), or shares of the rows, such as whole-word=0.6,ngram=0.4."""
     masked_lm_prob: float = 0.15
     """Share of tokens to mask."""
     max_predictions: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -83,8 +84,8 @@ def test_stock_tf_data_reads_the_rows(shards):
     np.testing.assert_array_equal(ids, folder.read(np.arange(len(folder)))["token_ids"])
 
 
-def naive_masks(row, length, word_starts, special, budget, scores):
-    """The original's rule, slot by slot."""
+def naive_masks(row, length, word_starts, special, budget, scores, longer=None):
+    """The original's rule, slot by slot; with `longer`, for runs of words."""
     words = []
     for slot in range(length):
         if row[slot] in special:
@@ -95,14 +96,21 @@ def naive_masks(row, length, word_starts, special, budget, scores):
             words.append([slot])
     chosen = []
     for word in sorted(words, key=lambda word: scores[word[0]]):
+        if longer is not None:
+            number, following = words.index(word), 0
+            for share in (0.6, 0.3, 0.1):
+                follows = words[number + following + 1 : number + following + 2]
+                if longer[word[0]] < share and follows and follows[0][0] == word[-1] + 1:
+                    word, following = word + follows[0], following + 1
+            word = [slot for slot in word if slot not in chosen]
         if len(chosen) + len(word) <= budget:
             chosen += word
     return sorted(chosen)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32), st.integers(1, 9), st.floats(0.05, 0.6))
-def test_masks_follow_the_rule(seed, max_predictions, share):
+@given(st.integers(0, 2**32), st.integers(1, 9), st.floats(0.05, 0.6), st.booleans())
+def test_masks_follow_the_rule(seed, max_predictions, share, in_runs):
     rng = np.random.default_rng(seed)
     b, t = 5, 40
     lengths = rng.integers(3, t + 1, b)
@@ -112,14 +120,18 @@ def test_masks_follow_the_rule(seed, max_predictions, share):
     ids[rng.random((b, t)) < 0.05] = 3
     starts = rng.random((b, t)) < 0.6
     vocabulary = Vocabulary(4, np.arange(5), np.arange(5, 60, dtype=np.int32))
-    masking = Masking("whole-word", share, max_predictions)
+    masking = Masking("ngram" if in_runs else "whole-word", share, max_predictions)
     frame = (ids == 2) | (ids == 3)
     rows = rng.integers(0, 1000, b)
     drawn = draw_masks(ids, lengths, starts, frame, masking, vocabulary, seed, 3, rows)
-    scores = order.uniform(order.mix(seed, 3, rows[:, None], np.arange(t)))
+    noise = order.mix(seed, 3, rows[:, None], np.arange(t))
+    scores, longer = order.uniform(noise), order.uniform(order.mix(noise, 3))
     for i in range(b):
         budget = min(max_predictions, max(1, round(int(lengths[i]) * share)))
-        expected = naive_masks(ids[i], lengths[i], starts[i], (2, 3), budget, scores[i])
+        expected = naive_masks(
+            ids[i], lengths[i], starts[i], (2, 3), budget, scores[i],
+            longer[i] if in_runs else None,
+        )  # fmt: skip
         used = drawn["masked_lm_weights"][i] > 0
         assert drawn["masked_lm_positions"][i][used].tolist() == expected
         assert drawn["masked_lm_ids"][i][used].tolist() == ids[i][expected].tolist()
@@ -160,8 +172,46 @@ def test_mask_fates_and_independence_of_the_batch(tokenizer):
     assert ((slots - 100) ** 2 / 100).sum() < 120
 
 
+def masked_slots(kind: str, word: int, share: float, b: int, t: int) -> np.ndarray:
+    """bool [B, T], masks of rows of words of `word` tokens each."""
+    starts = np.broadcast_to(np.arange(t) % word == 0, (b, t))
+    vocabulary = Vocabulary(4, np.arange(5), np.arange(5, 60, dtype=np.int32))
+    rows = np.arange(b)
+    drawn = draw_masks(
+        np.full((b, t), 9, np.int32), np.full(b, t), starts, np.zeros((b, t), bool),
+        Masking(kind, share), vocabulary, 0, 0, rows,
+    )  # fmt: skip
+    masked = np.zeros((b, t), bool)
+    used = drawn["masked_lm_weights"] > 0
+    masked[np.nonzero(used)[0], drawn["masked_lm_positions"][used]] = True
+    return masked
+
+
+def test_runs_have_macberts_lengths():
+    """So few that they hardly meet: a run is what is masked together."""
+    masked = masked_slots("ngram", word=1, share=0.02, b=300, t=2000)
+    lengths = Counter()
+    for row in masked:
+        text = "".join("x" if m else " " for m in row)
+        lengths.update(map(len, text.split()))
+    shares = np.array([lengths[n] for n in (1, 2, 3, 4)]) / lengths.total()
+    # At the end of its 40 tokens a row has room for short ones only.
+    np.testing.assert_allclose(shares, [0.4, 0.3, 0.2, 0.1], atol=0.05)
+
+
+def test_mixes_have_their_shares():
+    """Of two-token words, whole-word masks whole ones; single tokens hardly ever do that."""
+    masked = masked_slots("whole-word=0.3,token=0.7", word=2, share=0.15, b=2000, t=240)
+    in_words = (masked[:, ::2] == masked[:, 1::2]).all(axis=1)
+    assert in_words.mean() == pytest.approx(0.3, abs=4 * (0.21 / 2000) ** 0.5)
+    assert (masked.sum(axis=1) == 36).all()
+
+
 def test_bad_masking_is_refused():
-    for arguments in (("words",), ("token", 0.0), ("token", 1.0), ("token", 0.15, 0)):
+    for kind in ("words", "token=0.5", "token=0.5,ngram=0.6", "token=x", "token=1.5,ngram=-0.5"):
+        with pytest.raises(UserError, match="expected whole-word"):
+            Masking(kind)
+    for arguments in (("none",), ("token", 0.0), ("token", 1.0), ("token", 0.15, 0)):
         with pytest.raises(UserError):
             Masking(*arguments)
 

@@ -11,14 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import tyro
 
-from clue_jax import distributed, optim, sharding, zoo
+from clue_jax import distributed, optim, sharding
 from clue_jax.checkpoint import Checkpoints
-from clue_jax.config import PRESETS, ModelConfig
-from clue_jax.convert import merge
+from clue_jax.config import ModelConfig
 from clue_jax.convert.loaded import LoadedModel
 from clue_jax.convert.target import write
 from clue_jax.errors import UserError, run_command
@@ -26,11 +23,12 @@ from clue_jax.guard import SkipWatch, leave, terminable
 from clue_jax.model import PretrainingModel
 from clue_jax.runlog import RunLog
 from clue_jax.train_state import TrainState, abstract, compute_dtype, new_state
-from pretraining.evaluate import check_fit, evaluate
+from pretraining.evaluate import evaluate
 from pretraining.examples import Examples
 from pretraining.masking import Masking
 from pretraining.settings import Settings, check, check_batch, claim
 from pretraining.stages import batches, described, open_stages, planned
+from pretraining.start import initial_model, model_config, random_params, starting_params
 from pretraining.step import Interval, train_step
 
 # What the masked-LM loss does not reach. In the original these get no update and no decay.
@@ -67,12 +65,12 @@ def run(settings: Settings) -> dict[str, Any]:
     for _, _, batch_size in planned(settings):
         check_batch(batch_size, settings.accumulate, mesh)
     masking = Masking(settings.masking, settings.masked_lm_prob, settings.max_predictions)
-    initial = _initial(settings)
+    initial = initial_model(settings)
     vocab = settings.vocab or (initial.tokenizer if initial else None)
     stages = open_stages(settings, vocab, masking)
     examples, steps = stages[-1].examples, stages[-1].stop
     for stage in stages:
-        config = _model_config(settings, initial, stage.examples)
+        config = model_config(settings, initial, stage.examples)
     schedule = optim.learning_rate(
         settings.schedule, settings.learning_rate, steps, settings.warmup_steps
     )
@@ -92,13 +90,10 @@ def run(settings: Settings) -> dict[str, Any]:
     dtype = compute_dtype(settings.dtype)
     model = PretrainingModel(config, dtype, remat=settings.remat == "layers")
     key = jax.random.key(settings.seed, impl=settings.prng)
-    state = new_state(lambda: _random_params(model, key), optimizer, mesh)
+    state = new_state(lambda: random_params(model, key), optimizer, mesh)
     state_shardings = sharding.state_shardings(state, mesh)
     if initial:
-        drawn, given = merge.flatten(state.params), merge.flatten(initial.params)
-        # A head of another task is left behind; what the model lacks keeps its random values.
-        params = merge.nest({path: given.get(path, array) for path, array in drawn.items()})
-        params = jax.tree.map(lambda array: np.asarray(array, np.float32), params)
+        params = starting_params(state.params, initial.params, mesh)
         params = jax.device_put(params, state_shardings.params)
         opt_state = jax.jit(optimizer.init, out_shardings=state_shardings.opt_state)(params)
         state = dataclasses.replace(state, params=params, opt_state=opt_state)
@@ -182,53 +177,6 @@ def run(settings: Settings) -> dict[str, Any]:
         "model": str(output / "model"),
         "tf": str(output / "tf"),
     }
-
-
-def _initial(settings: Settings) -> LoadedModel | None:
-    """The model of --init, with a vocabulary."""
-    if settings.init is None:
-        return None
-    if zoo.find_model(settings.init) and not Path(settings.init).exists():
-        initial = zoo.load(settings.init)
-    else:
-        initial = zoo.read(settings.init)
-        if initial.tokenizer is None and settings.vocab:
-            initial = zoo.read(settings.init, vocab=settings.vocab)
-    if initial.tokenizer is None:
-        raise UserError(f"{settings.init}: has no vocabulary; name it with --vocab")
-    return initial
-
-
-def _model_config(
-    settings: Settings, initial: LoadedModel | None, examples: Examples
-) -> ModelConfig:
-    """The size of the model: of --init, or the preset with the vocabulary in use."""
-    vocab_size = examples.tokenizer.vocab_size
-    config = initial.config if initial else PRESETS[settings.preset].replace(vocab_size=vocab_size)
-    if settings.dropout is not None:
-        config = config.replace(
-            hidden_dropout_prob=settings.dropout, attention_probs_dropout_prob=settings.dropout
-        )
-    if config.vocab_size != vocab_size:
-        raise UserError(
-            f"{settings.init}: the model has {config.vocab_size} vocabulary entries, "
-            f"{examples.tokenizer.vocab_file} has {vocab_size}"
-        )
-    if settings.seq_len not in (None, examples.seq_len):
-        raise UserError(
-            f"--seq-len {settings.seq_len}, but {examples.directory} holds rows of "
-            f"{examples.seq_len} slots"
-        )
-    if settings.next_sentence and not examples.batch(np.arange(1))["next_sentence_weights"].any():
-        raise UserError(f"--next-sentence needs sentence pairs; {examples.directory} holds none")
-    check_fit(examples, config)
-    return config
-
-
-def _random_params(model: PretrainingModel, key: jax.Array) -> Any:
-    """Initial weights, as the original draws them."""
-    ids = jnp.zeros((1, 8), jnp.int32)
-    return model.init(key, ids, ids, ids, ids[:, :1])["params"]
 
 
 def _export(

@@ -60,7 +60,8 @@ class Settings:
     seq_len: int | None = None
     """T; if given, it must be that of the shards."""
     vocab: str | None = None
-    """vocab.txt (default: the copy kept with the shards)."""
+    """vocab.txt (default: the copy kept with the shards). It may go on behind the last entry of the
+    model of --init, which then learns the new ones."""
     init: str | None = None
     """Model to start from: a published name, a model directory, a TF-BERT checkpoint or a zip.
     Heads that it lacks start fresh."""

@@ -20,7 +20,6 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -37,6 +36,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from clue_jax.archives import ZIP_ERRORS
 from clue_jax.errors import UserError
 from clue_jax.files import read_object, sha256, write_json
 
@@ -181,7 +181,7 @@ def _check_zip(part: Path, name: str) -> None:
     try:
         with zipfile.ZipFile(part) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
+    except ZIP_ERRORS as error:
         raise UserError(f"{part}: damaged ({error})") from error
     if damaged:
         raise UserError(f"{part}: damaged; the checksum of {damaged} does not match")

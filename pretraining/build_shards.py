@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from clue_jax.data import records, tfrecords
 from clue_jax.errors import UserError, run_command
@@ -36,6 +25,7 @@ from pretraining import packing
 from pretraining.columns import fix_masks, original_columns, rows_to_columns
 from pretraining.corpus import Piece, cut_pieces, is_held_out, read_documents
 from pretraining.masking import Masking
+from pretraining.pieces import map_pieces
 
 HELD_OUT = "held-out"
 _GROUP_CHARACTERS = 1 << 18  # documents are tokenized together up to this size
@@ -121,8 +111,11 @@ def build(settings: Settings) -> dict[str, Any]:
     with atomic_directory(output) as folder:
         folders = [folder, folder / HELD_OUT][: len(totals)]
         folders[-1].mkdir(exist_ok=True)
-        parts_of_pieces = _run_pieces(settings, folders, share, pieces)
-        for parts in _progress(parts_of_pieces, pieces):
+        jobs = [
+            (settings, folders, share, piece, number, len(pieces))
+            for number, piece in enumerate(pieces)
+        ]
+        for parts in map_pieces(_build_piece, jobs, settings.workers, pieces, "building shards"):
             for counts, shard_list, part in zip(totals, shards, parts, strict=True):
                 counts.update(part["counts"])
                 shard_list.append(
@@ -196,43 +189,6 @@ def _check_output(output: Path, described: dict[str, Any]) -> None:
                 f"{output}: holds shards built with {key} {old.get(key)!r}, now {value!r}; "
                 "choose another --output or remove the folder"
             )
-
-
-def _progress(results: Iterator[Any], pieces: list[Piece]) -> Iterator[Any]:
-    """Passes the results of the pieces on, showing the text done, its rate and the time left."""
-    columns = (
-        TextColumn("building shards"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=sum(piece.stop - piece.start for piece in pieces))
-        for piece, result in zip(pieces, results, strict=True):
-            progress.advance(task, piece.stop - piece.start)
-            yield result
-
-
-def _run_pieces(
-    settings: Settings, folders: list[Path], share: float, pieces: list[Piece]
-) -> Iterator[list[dict[str, Any]]]:
-    """The results of all pieces, in order."""
-    jobs = [
-        (settings, folders, share, piece, number, len(pieces))
-        for number, piece in enumerate(pieces)
-    ]
-    if settings.workers == 1 or len(pieces) == 1:
-        yield from map(_build_piece, jobs)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(settings.workers, len(pieces)), mp_context=context) as pool:
-        try:
-            yield from pool.map(_build_piece, jobs)
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
 
 
 def _build_piece(

@@ -150,3 +150,12 @@ def finished(shards, micro_model, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("run") / "out"
     run.main(arguments(shards, output, micro_model, eval_every=3))
     return output
+
+
+# Files that take longest come first, so that no process is left with one at the end.
+LONGEST = ("test_run", "test_finetune", "test_sweep", "test_distributed", "test_clue", "test_guard")
+
+
+def pytest_collection_modifyitems(items):
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))

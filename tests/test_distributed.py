@@ -108,6 +108,7 @@ def test_several_processes_are_as_one(alone, shards, micro_model, tmp_path, coun
     )
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_stops_all_at_the_same_step(shards, micro_model, tmp_path):
     output = tmp_path / "out"
     endless = LONG | {"steps": 100_000, "eval_every": 0, "save_every": 20}
@@ -122,7 +123,7 @@ def test_sigterm_to_one_stops_all_at_the_same_step(shards, micro_model, tmp_path
     assert load_params(output / "checkpoints")[1] == int(said[0])
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_dead_process_ends_the_other(shards, micro_model, tmp_path, victim):
     output = tmp_path / "out"
     endless = LONG | {"steps": 100_000, "eval_every": 0, "save_every": 20}

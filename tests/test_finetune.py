@@ -146,6 +146,7 @@ def test_prediction_keeps_order_and_ids(finished, data, tmp_path):
     assert [line["id"] for line in lines] == list(range(37))  # without ids, the row numbers
 
 
+@pytest.mark.slow
 def test_any_mesh_gives_the_same_training(data, micro_model, tmp_path):
     histories = []
     for mesh in ("data=1", "data=8", "data=2,fsdp=2,model=2"):

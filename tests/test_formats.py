@@ -111,7 +111,7 @@ def test_a_model_without_the_head_reports_no_next_sentence_numbers(
     assert model_dir.load(tmp_path / "model").info["heads"]["next_sentence"] == "missing"
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float16", marks=pytest.mark.slow), "bfloat16"])
 def test_half_precision_weights_become_float32_when_trained(shards, micro_model, tmp_path, dtype):
     loaded = model_dir.load(micro_model)
     half = jax.tree.map(lambda array: np.asarray(jnp.asarray(array, dtype)), loaded.params)

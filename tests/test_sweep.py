@@ -137,6 +137,7 @@ def test_the_table_by_hand(swept, data):
     assert len((swept / "tnews11_predict.json").read_text().splitlines()) == 20
 
 
+@pytest.mark.slow
 def test_cells_in_groups_and_cut_are_the_same(swept, data, micro_model, tmp_path):
     """Two groups of three, killed within the second."""
     given = options(data, tmp_path / "out", micro_model)

@@ -10,6 +10,11 @@ class UserError(Exception):
     """A fault in the user's files or options: one line that names the place and the remedy."""
 
 
+class Interrupted(UserError):
+    """Work was cut short through no fault in what was given; what is done is kept, and the same
+    command goes on from there."""
+
+
 def run_command(main: Callable[[], None]) -> None:
     """Runs a command line's `main`; a `UserError`, or a file that the system refuses, becomes one
     line on stderr and exit status 1.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import math
@@ -17,7 +18,7 @@ import google_crc32c
 import numpy as np
 from etils import epath
 
-from clue_jax.errors import UserError
+from clue_jax.errors import Interrupted, UserError
 
 
 @contextlib.contextmanager
@@ -144,17 +145,68 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        if path.exists():
-            old = path.parent / f".{path.name}.{os.getpid()}.old"
-            path.rename(old)
-            temporary.rename(path)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(path)
+        _swap_in(temporary, path)
     except OSError as error:
         raise UserError(f"{path}: cannot write ({error.strerror or error})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def resumable_directory(path: str | os.PathLike, key: str) -> Iterator[Path]:
+    """As `atomic_directory`, but what a writer that was killed has done is there for the next.
+
+    The block finds files that an earlier one left; it must be able to tell which of them are whole.
+
+    Args:
+      path: as in `atomic_directory`.
+      key: what is being written; with another key the next writer starts anew.
+
+    Raises:
+      UserError: if another process is writing there. With one raised in the block, which is not
+        `Interrupted`, nothing is left.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file, expected a folder")
+    _clear_leftovers(path)
+    unfinished = path.parent / f".{path.name}.unfinished"
+    try:
+        unfinished.mkdir(parents=True, exist_ok=True)
+        with (path.parent / f".{path.name}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{path}: another process is writing it") from None
+            name = unfinished / ".key"
+            if not name.exists() or name.read_text(encoding="utf-8") != key:
+                shutil.rmtree(unfinished)
+                unfinished.mkdir()
+                write_text(name, key)
+            try:
+                yield unfinished
+            except (KeyboardInterrupt, Interrupted):
+                raise
+            except BaseException:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                raise
+            finally:
+                Path(lock.name).unlink()
+            name.unlink()
+            _swap_in(unfinished, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write ({error.strerror or error})") from error
+
+
+def _swap_in(new: Path, path: Path) -> None:
+    """Gives a folder the name of another, which goes."""
+    if path.exists():
+        old = path.parent / f".{path.name}.{os.getpid()}.old"
+        path.rename(old)
+        new.rename(path)
+        shutil.rmtree(old)
+    else:
+        new.rename(path)
 
 
 def _clear_leftovers(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,9 +16,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from clue_jax import __version__
 from clue_jax.data import records, tfrecords
 from clue_jax.errors import UserError, run_command
-from clue_jax.files import atomic_directory, sha256, write_json
+from clue_jax.files import read_json, resumable_directory, sha256, write_json
 from clue_jax.text import Tokenizer, copy_vocabulary, load_tokenizer
 from clue_jax.text.normalize import normalizer
 from clue_jax.text.words import segmented_word_starts
@@ -28,6 +30,7 @@ from pretraining.masking import Masking
 from pretraining.pieces import map_pieces
 
 HELD_OUT = "held-out"
+_DONE = ".done"  # what is known of each finished piece, while shards are being built
 _GROUP_CHARACTERS = 1 << 18  # documents are tokenized together up to this size
 
 
@@ -108,9 +111,12 @@ def build(settings: Settings) -> dict[str, Any]:
     totals = [Counter() for _ in range(2 if share else 1)]
     shards: list[list[dict[str, Any]]] = [[] for _ in totals]
     # Shards that are there already stay whole until the new ones are complete.
-    with atomic_directory(output) as folder:
+    times = [Path(path).stat().st_mtime_ns for path in settings.input]
+    key = json.dumps([described, times, len(pieces), __version__])
+    with resumable_directory(output, key) as folder:
         folders = [folder, folder / HELD_OUT][: len(totals)]
         folders[-1].mkdir(exist_ok=True)
+        (folder / _DONE).mkdir(exist_ok=True)
         jobs = [
             (settings, folders, share, piece, number, len(pieces))
             for number, piece in enumerate(pieces)
@@ -126,6 +132,7 @@ def build(settings: Settings) -> dict[str, Any]:
                 f"{', '.join(settings.input)}: no text to train on (only blank lines, or all of it "
                 "held out)"
             )
+        shutil.rmtree(folder / _DONE)
         for part_folder, counts, shard_list in zip(folders, totals, shards, strict=True):
             copy_vocabulary(tokenizer, part_folder)
             _write_manifest(part_folder, described, counts, shard_list, tokenizer)
@@ -194,8 +201,12 @@ def _check_output(output: Path, described: dict[str, Any]) -> None:
 def _build_piece(
     job: tuple[Settings, list[Path], float, Piece, int, int],
 ) -> list[dict[str, Any]]:
-    """Builds the shard of one piece, and its held-out shard: a pure function of the piece."""
+    """Builds the shard of one piece, and its held-out shard: a pure function of the piece. What it
+    returns is kept in a file, written last, so that a build that was cut does not do it again."""
     settings, folders, share, piece, number, count = job
+    done = folders[0] / _DONE / f"{number}.json"
+    if done.exists():
+        return read_json(done)
     tokenizer = load_tokenizer(settings.vocab, not settings.cased)
     suffix = "rows" if settings.format == "rows" else "tfrecord"
     name = f"shard-{number:05d}-of-{count:05d}.{suffix}"
@@ -225,6 +236,7 @@ def _build_piece(
             tfrecords.write_tfrecords(path, original_columns(columns, masked))
         counts["bytes"] = path.stat().st_size
         results.append({"name": name, "counts": dict(counts)})
+    write_json(done, results)
     return results
 
 

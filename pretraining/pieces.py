@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +21,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from clue_jax.errors import Interrupted
 from pretraining.corpus import Piece
 
 
@@ -56,9 +61,24 @@ def _results(function: Callable[[Any], Any], jobs: Sequence[Any], workers: int) 
         yield from map(function, jobs)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, _end_with_parent) as pool:
         try:
             yield from pool.map(function, jobs)
+        except BrokenProcessPool:
+            raise Interrupted(
+                "a worker process was killed (is there enough memory?); the same command goes on "
+                "with what is left to do"
+            ) from None
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is killed; it would wait for work for ever."""
+
+    def watch() -> None:
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import tyro
 
+from clue_jax.compilation import keep_compiled
 from clue_jax.errors import UserError, run_command
 from clue_jax.files import atomic_file, json_text, write_json, write_text
 from clue_jax.sharding import make_mesh
@@ -77,6 +78,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Runs the command line; prints and returns the report."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     settings = tyro.cli(Settings, args=argv)
+    keep_compiled()
     started = time.monotonic()
     output = Path(settings.output)
     names = _names(settings)

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from clue_jax import sharding
 from clue_jax.checkpoint import Checkpoints
+from clue_jax.compilation import keep_compiled
 from clue_jax.convert import model_dir
 from clue_jax.data.batches import stream
 from clue_jax.errors import run_command
@@ -36,7 +37,9 @@ from finetune.step import means
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Runs the command line; prints and returns the result."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    result = run(tyro.cli(Settings, args=argv))
+    settings = tyro.cli(Settings, args=argv)
+    keep_compiled()
+    result = run(settings)
     print(json_text({k: v for k, v in result.items() if k not in ("dev", "settings")}))
     return result
 

@@ -29,6 +29,7 @@ from jax.sharding import PartitionSpec as P
 
 from clue_jax import sharding
 from clue_jax.checkpoint import Checkpoints
+from clue_jax.compilation import keep_compiled
 from clue_jax.data.batches import Batch, stream
 from clue_jax.errors import UserError, run_command
 from clue_jax.files import json_text, write_json, write_text
@@ -73,7 +74,9 @@ class Settings(run_settings.Settings):
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Runs the command line; prints the table and returns the result."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    result = sweep(tyro.cli(Settings, args=argv))
+    settings = tyro.cli(Settings, args=argv)
+    keep_compiled()
+    result = sweep(settings)
     print(table(result))
     names = ("task", "metric", "best_value", "best_cell", "rates", "best", "seconds")
     print(json_text({name: result[name] for name in names}))

@@ -15,6 +15,7 @@ import tyro
 
 from clue_jax import distributed, optim, sharding
 from clue_jax.checkpoint import Checkpoints
+from clue_jax.compilation import keep_compiled
 from clue_jax.config import ModelConfig
 from clue_jax.convert.loaded import LoadedModel
 from clue_jax.convert.target import write
@@ -42,6 +43,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     settings = tyro.cli(Settings, args=argv)
     distributed.start(settings.coordinator, settings.process_id, settings.processes)
+    keep_compiled()
     summary = run(settings)
     if distributed.is_first():
         print(json.dumps(summary))

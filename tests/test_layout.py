@@ -27,6 +27,7 @@ FLOORS = {
     "clue_jax.convert": 2,
     "clue_jax.checkpoint": 2,
     "clue_jax.train_state": 2,
+    "clue_jax.compilation": 2,
     "clue_jax.distributed": 2,
     "clue_jax.guard": 2,
     "clue_jax.runlog": 2,

@@ -25,6 +25,7 @@ from clue_jax.errors import UserError
 from clue_jax.optim import map_paths
 from clue_jax.train_state import TrainState
 
+_SAVE_ERRORS = (OSError, ValueError, RuntimeError)  # a full disk shows in all of them
 _log = logging.getLogger(__name__)
 _ODD = 2654435761  # Near 2**32 / golden ratio: weights of neighbours differ in all bits.
 
@@ -38,6 +39,8 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | os.PathLike, keep: int = 3):
+        # What fails there is raised as well, and told in one line instead of a traceback.
+        logging.getLogger("absl").addFilter(_not_of_orbax)
         policy = ocp.training.preservation_policies.LatestN(keep)
         directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -50,9 +53,13 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.wait()
-        self._checkpointer.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        try:
+            self.wait()
+            self._checkpointer.close()
+        except _SAVE_ERRORS as error:  # of a save that failed before, told already
+            if kind is None:
+                raise self._failed(error) from error
 
     @property
     def latest_step(self) -> int | None:
@@ -94,13 +101,16 @@ class Checkpoints:
         pending, self._pending = self._pending, None
         try:
             saved = pending.result()
-        except OSError as error:
-            raise UserError(
-                f"{self._checkpointer.directory}: saving failed ({error}); older checkpoints "
-                "are intact"
-            ) from error
+        except _SAVE_ERRORS as error:
+            raise self._failed(error) from error
         if not saved:
             raise UserError(f"{self._checkpointer.directory}: saving failed")
+
+    def _failed(self, error: BaseException) -> UserError:
+        return UserError(
+            f"{self._checkpointer.directory}: saving failed ({_reason(error)}); older checkpoints "
+            "are intact"
+        )
 
     def restore(self, like: TrainState) -> TrainState | None:
         """Reads the newest checkpoint that is whole; those that are not are put aside and said.
@@ -150,6 +160,10 @@ class Checkpoints:
         self._checkpointer = self._open()
 
 
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname
+
+
 class _Damaged(UserError):
     """Of a checkpoint that is not what was saved."""
 
@@ -192,9 +206,11 @@ def _read(checkpointer: ocp.training.Checkpointer, step: int, like: Any) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what was at the bottom of an error."""
+    """What was at the bottom of an error, in short."""
     while error.__cause__ is not None:
         error = error.__cause__
+    if "No space left" in str(error):  # behind the names of many files
+        return "no space left on the disk"
     return str(error).split("\n")[0][:200]
 
 

@@ -53,10 +53,7 @@ def start(
         if not 0 <= process_id < processes:
             raise UserError(f"--process-id {process_id} must lie in 0..{processes - 1}")
     elif "JAX_COORDINATOR_ADDRESS" in os.environ:
-        process_id, processes = (
-            int(os.environ[name]) if name in os.environ else None
-            for name in ("JAX_PROCESS_ID", "JAX_NUM_PROCESSES")
-        )
+        process_id, processes = map(_number, ("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"))
     elif not _has_tpu():
         return
     try:
@@ -67,6 +64,14 @@ def start(
     except (RuntimeError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"the processes of this run do not find each other ({reason})") from error
+
+
+def _number(name: str) -> int | None:
+    """A number in the environment, if it is there."""
+    text = os.environ.get(name)
+    if text is not None and not text.isdecimal():
+        raise UserError(f"{name} is {text!r}, expected a number")
+    return None if text is None else int(text)
 
 
 def _has_tpu() -> bool:
@@ -146,8 +151,8 @@ def together() -> Iterator[None]:
             raise
         reason = str(error).split("\n")[0]
         print(
-            f"error: this run lost another process ({reason}); the checkpoints before are intact: "
-            "start all processes again with the same command",
+            f"error: the processes of this run cannot go on together ({reason}); the checkpoints "
+            "before are intact: start all of them again with the same command",
             file=sys.stderr,
             flush=True,
         )

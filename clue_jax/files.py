@@ -185,15 +185,15 @@ def resumable_directory(path: str | os.PathLike, key: str) -> Iterator[Path]:
                 write_text(name, key)
             try:
                 yield unfinished
+                name.unlink()
+                _swap_in(unfinished, path)
             except (KeyboardInterrupt, Interrupted):
                 raise
             except BaseException:
                 shutil.rmtree(unfinished, ignore_errors=True)
                 raise
-            finally:
+            finally:  # last, so that no other writer comes in before the folder has its name
                 Path(lock.name).unlink()
-            name.unlink()
-            _swap_in(unfinished, path)
     except OSError as error:
         raise UserError(f"{path}: cannot write ({error.strerror or error})") from error
 

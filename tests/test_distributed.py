@@ -136,7 +136,9 @@ def test_a_dead_process_ends_the_other(shards, micro_model, tmp_path, victim):
     other = (tmp_path / f"process{1 - victim}.log").read_text()
     assert statuses[1 - victim] != 0
     # Which of the two comes first is chance: ours, or that of jax's own watch.
-    assert re.search("error: this run lost another process|another task died", other), other
+    assert re.search(
+        "error: the processes of this run cannot go on together|another task died", other
+    ), other
     assert load_params(output / "checkpoints")[1] >= 20
 
 
@@ -151,13 +153,17 @@ def test_processes_with_other_commands_are_refused(shards, micro_model, tmp_path
     assert not output.exists() or not any(output.iterdir())
 
 
-def test_half_named_processes_are_refused():
+def test_half_named_processes_are_refused(monkeypatch):
     with pytest.raises(UserError, match="given together"):
         distributed.start("127.0.0.1:1234", 0, None)
     with pytest.raises(UserError, match="expected HOST:PORT"):
         distributed.start("localhost", 0, 2)
     with pytest.raises(UserError, match="must lie in 0..1"):
         distributed.start("localhost:1234", 2, 2)
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1234")
+    monkeypatch.setenv("JAX_PROCESS_ID", "first")
+    with pytest.raises(UserError, match="JAX_PROCESS_ID is 'first', expected a number"):
+        distributed.start()
 
 
 def test_one_process_has_all_rows():

@@ -119,23 +119,28 @@ def own_rows(size: int, mesh: Mesh) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(size)[rows] for (rows,) in places]))
 
 
-def put_rows(batch: dict[str, np.ndarray], size: int, mesh: Mesh) -> dict[str, jax.Array]:
+def put_rows(
+    batch: dict[str, np.ndarray], size: int, mesh: Mesh, dim: int = 0
+) -> dict[str, jax.Array]:
     """A global batch of `size` rows out of each process's own.
 
     Args:
-      batch: arrays [own rows, ...], see `own_rows`.
+      batch: arrays [own rows, ...], see `own_rows`; with dim=1 [steps, own rows, ...].
       size: B.
       mesh: over whose devices the batch is split.
+      dim: where the rows are.
     """
     if jax.process_count() == 1:
-        return put_batch(batch, mesh)
-    sharding, rows = batch_sharding(mesh), own_rows(size, mesh)
+        return put_batch(batch, mesh, dim)
+    sharding, rows = batch_sharding(mesh, dim), own_rows(size, mesh)
 
     def place(column: np.ndarray) -> jax.Array:
-        shape = (size, *column.shape[1:])
-        return jax.make_array_from_callback(
-            shape, sharding, lambda index: column[np.searchsorted(rows, np.arange(size)[index[0]])]
-        )
+        shape = (*column.shape[:dim], size, *column.shape[dim + 1 :])
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            return column.take(np.searchsorted(rows, np.arange(size)[index[dim]]), axis=dim)
+
+        return jax.make_array_from_callback(shape, sharding, part)
 
     return {name: place(column) for name, column in batch.items()}
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
@@ -64,28 +65,35 @@ class SkipWatch:
     def see(self, step: int, sums: dict[str, jax.Array]) -> None:
         """Takes the sums of a step that was just started, and waits for the step before it.
 
+        Args:
+          step: its number; of several steps in one call, that of the first.
+          sums: "skipped" is 0 or 1, or an array of them by step.
+
         Raises:
           UserError: if that was the last of `SKIPS_IN_A_ROW` that were left out.
         """
         before, self._before = self._before, sums
         if before is None:
             return
-        self._in_a_row = self._in_a_row + 1 if float(before["skipped"]) else 0
-        if self._in_a_row == SKIPS_IN_A_ROW:
-            raise UserError(
-                f"the gradient was not finite in steps {step - SKIPS_IN_A_ROW} to {step - 1}; "
-                "the checkpoints before are intact; lower --learning-rate or raise the warm-up, "
-                "and if it comes again at the same step, look at the data"
-            )
+        skipped = np.atleast_1d(before["skipped"])
+        for number, is_skipped in enumerate(skipped, step - len(skipped)):
+            self._in_a_row = self._in_a_row + 1 if is_skipped else 0
+            if self._in_a_row == SKIPS_IN_A_ROW:
+                raise UserError(
+                    f"the gradient was not finite in steps {number + 1 - SKIPS_IN_A_ROW} to "
+                    f"{number}; the checkpoints before are intact; lower --learning-rate or raise "
+                    "the warm-up, and if it comes again at the same step, look at the data"
+                )
 
 
 @contextmanager
 def terminable() -> Iterator[Callable[[int], bool]]:
     """While it lasts, SIGTERM (as TPU machines get before they are taken away) does not end the
-    program, but answers a question: is this step, just done, the last before the end?
+    program, but answers a question: is this call of the step, just made, the last before the end?
 
-    Of several processes any may get the signal; all stop at the same step, and must ask at every
-    one. Outside the main thread, where Python allows no handlers, the answer is always no.
+    Of several processes any may get the signal; all stop at the same call, and must ask at every
+    one, with its number. Outside the main thread, where Python allows no handlers, the answer is
+    always no.
     """
     if jax.process_count() > 1:  # jax itself catches the signal then
         yield multihost_utils.reached_preemption_sync_point

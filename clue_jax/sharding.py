@@ -104,9 +104,9 @@ def _say_replicated(name: str, shape: tuple[int, ...], dim: int, axis: str, size
     )  # fmt: skip
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Batches are split over `data` and `fsdp`."""
-    return NamedSharding(mesh, P(("data", "fsdp")))
+def batch_sharding(mesh: Mesh, dim: int = 0) -> NamedSharding:
+    """Batches are split over `data` and `fsdp`, by this dimension."""
+    return NamedSharding(mesh, P(*[None] * dim, ("data", "fsdp")))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -128,6 +128,6 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
         )
 
 
-def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Places the arrays of a batch, split by their first dimension."""
-    return jax.device_put(dict(batch), batch_sharding(mesh))
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, dim: int = 0) -> dict[str, jax.Array]:
+    """Places the arrays of a batch, split by this dimension."""
+    return jax.device_put(dict(batch), batch_sharding(mesh, dim))

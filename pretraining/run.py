@@ -30,12 +30,12 @@ from pretraining.masking import Masking
 from pretraining.settings import Settings, check, check_batch, claim
 from pretraining.stages import batches, described, open_stages, planned
 from pretraining.start import initial_model, model_config, random_params, starting_params
-from pretraining.step import Interval, train_step
+from pretraining.step import Interval, train_steps
 
 # What the masked-LM loss does not reach. In the original these get no update and no decay.
 NEXT_SENTENCE_ONLY = r"^(bert/pooler|next_sentence)/"
 
-PROFILED = range(3, 8)  # Steps after the start that --profile shows; the first ones compile.
+PROFILED = range(3, 8)  # Calls after the start that --profile shows; the first ones compile.
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def run(settings: Settings) -> dict[str, Any]:
         state = dataclasses.replace(state, params=params, opt_state=opt_state)
     step_function = jax.jit(
         functools.partial(
-            train_step,
+            train_steps,
             model=model,
             optimizer=optimizer,
             key=jax.random.fold_in(key, 1),
@@ -123,25 +123,27 @@ def run(settings: Settings) -> dict[str, Any]:
         start = int(state.step)
         if start > steps:
             raise UserError(f"{output}: is at step {start} already, beyond --steps {steps}")
-        if settings.profile and steps - start < PROFILED.stop:
-            raise UserError(f"--profile needs a run of at least {PROFILED.stop} steps")
+        per_call = settings.steps_per_call
+        if settings.profile and steps - start < PROFILED.stop * per_call:
+            raise UserError(f"--profile needs at least {PROFILED.stop * per_call} steps to do")
 
         # ---- The loop ----------------------------------------------------------------------------
         is_first = distributed.is_first()
         log = RunLog(output, start, steps, silent=not is_first)
         with log, distributed.together(), terminable() as asked_to_stop:
             interval, watch = Interval(start), SkipWatch()
-            ahead = batches(stages, start, settings.seed, mesh)
-            for step, (stage, batch) in enumerate(ahead, start + 1):
-                if settings.profile and is_first and step - start == PROFILED.start:
+            ahead = batches(stages, start, settings.seed, mesh, per_call)
+            for call, (stage, numbers, batch) in enumerate(ahead, 1):
+                step = numbers.stop
+                if settings.profile and is_first and call == PROFILED.start:
                     jax.profiler.start_trace(settings.profile)
-                placed = distributed.put_rows(batch, stage.batch_size, mesh)
+                placed = distributed.put_rows(batch, stage.batch_size, mesh, dim=1)
                 state, sums = step_function(state, placed)
-                watch.see(step, sums)
+                watch.see(numbers.start + 1, sums)
                 interval.add(sums)
                 log.advance(step)
                 is_last = step == steps
-                if settings.profile and is_first and step - start == PROFILED.stop:
+                if settings.profile and is_first and call == PROFILED.stop:
                     jax.profiler.stop_trace()
                 if step % settings.log_every == 0 or is_last:
                     last = interval.numbers(step) | {
@@ -158,7 +160,7 @@ def run(settings: Settings) -> dict[str, Any]:
                     )
                     log.write(step, {f"held_out/{name}": value for name, value in result.items()})
                     interval.pause(time.monotonic() - paused)
-                stop = asked_to_stop(step) and not is_last
+                stop = asked_to_stop(call) and not is_last
                 if step % settings.save_every == 0 or is_last or stop:
                     checkpoints.save(state, meta)
                 if stop:

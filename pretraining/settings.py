@@ -25,7 +25,8 @@ from pretraining.examples import Examples
 # Settings that may differ when a run goes on.
 CHANGEABLE = (
     "output", "data", "stages", "vocab", "init", "steps", "mesh", "save_every", "log_every",
-    "eval_every", "eval_data", "profile", "remat", "coordinator", "process_id", "processes",
+    "eval_every", "eval_data", "profile", "remat", "steps_per_call", "coordinator", "process_id",
+    "processes",
 )  # fmt: skip
 
 
@@ -100,6 +101,9 @@ class Settings:
     remat: Literal["none", "layers"] = "none"
     """layers: compute every layer anew in the backward pass instead of keeping what it made, which
     saves memory and costs up to a third more computation."""
+    steps_per_call: int = 1
+    """Updates that are compiled into one program: for small models, whose update takes no longer
+    than starting it. SIGTERM is obeyed after the last of them."""
     prng: Literal["threefry2x32", "rbg"] = "threefry2x32"
     """rbg is faster on TPU, but ties the numbers to the mesh."""
     save_every: int = 1000
@@ -127,7 +131,7 @@ def check(settings: Settings) -> None:
     Raises:
       UserError: naming the option.
     """
-    for name in ("steps", "batch_size", "save_every", "log_every", "accumulate"):
+    for name in ("steps", "batch_size", "save_every", "log_every", "accumulate", "steps_per_call"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
@@ -135,6 +139,12 @@ def check(settings: Settings) -> None:
         if not getattr(settings, name) > 0:
             raise UserError(
                 f"--{name.replace('_', '-')} {getattr(settings, name)} must be positive"
+            )
+    for name in ("save_every", "log_every", "eval_every"):
+        if getattr(settings, name) % settings.steps_per_call:
+            raise UserError(
+                f"--{name.replace('_', '-')} {getattr(settings, name)} is not a multiple of "
+                f"--steps-per-call {settings.steps_per_call}"
             )
     if settings.eval_every < 0 or settings.weight_decay < 0:
         raise UserError("--eval-every and --weight-decay must not be negative")

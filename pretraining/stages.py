@@ -100,18 +100,38 @@ def _held_out(
 
 
 def batches(
-    stages: Sequence[Stage], done: int, seed: int, mesh: Mesh
-) -> Iterator[tuple[Stage, Batch]]:
-    """The batches behind step `done`, with their stages: this process's rows of each."""
+    stages: Sequence[Stage], done: int, seed: int, mesh: Mesh, steps_per_call: int
+) -> Iterator[tuple[Stage, range, Batch]]:
+    """The batches behind step `done`: this process's rows of each.
+
+    Yields:
+      The stage, the steps (done before each of them), and their batches as arrays [steps, rows of
+      this process, ...]. The calls end at multiples of `steps_per_call` and at a stage's end.
+    """
     for stage in stages:
-        start = max(done, stage.start)
-        places = distributed.own_rows(stage.batch_size, mesh)
+        if done < stage.stop:
+            yield from _batches_of(stage, max(done, stage.start), seed, mesh, steps_per_call)
 
-        def make(step: int, stage: Stage = stage, places: np.ndarray = places) -> Batch:
-            return stage.examples.step(step - stage.start, stage.batch_size, seed, places)
 
-        for batch in stream(make, start, stage.stop):
-            yield stage, batch
+def _batches_of(
+    stage: Stage, start: int, seed: int, mesh: Mesh, steps_per_call: int
+) -> Iterator[tuple[Stage, range, Batch]]:
+    places = distributed.own_rows(stage.batch_size, mesh)
+
+    def steps_of(call: int) -> range:
+        at = call * steps_per_call
+        return range(max(start, at), min(stage.stop, at + steps_per_call))
+
+    def make(call: int) -> Batch:
+        made = [
+            stage.examples.step(step - stage.start, stage.batch_size, seed, places)
+            for step in steps_of(call)
+        ]
+        return {name: np.stack([batch[name] for batch in made]) for name in made[0]}
+
+    first, last = start // steps_per_call, -(-stage.stop // steps_per_call)
+    for call, batch in enumerate(stream(make, first, last), first):
+        yield stage, steps_of(call), batch
 
 
 def described(stages: Sequence[Stage], masking: Masking) -> dict[str, Any]:

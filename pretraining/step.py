@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
@@ -60,6 +61,21 @@ def train_step(
     return guarded_update(state, gradients, sums, optimizer)
 
 
+def train_steps(state: TrainState, batches: Batch, **given: Any) -> tuple[TrainState, Any]:
+    """Several updates one after the other in one program, which saves a small model the time
+    between the calls.
+
+    Args:
+      state: before them.
+      batches: arrays [steps, B, ...].
+      given: to `train_step`.
+
+    Returns:
+      The state after them, and the sums as arrays [steps].
+    """
+    return jax.lax.scan(functools.partial(train_step, **given), state, batches)
+
+
 class Interval:
     """Sums between two entries of the log. They stay on the device until they are asked for."""
 
@@ -69,7 +85,7 @@ class Interval:
         self.sums: list[dict[str, jax.Array]] = []
 
     def add(self, sums: dict[str, jax.Array]) -> None:
-        """Adds a step."""
+        """Adds a step, or several: the sums are numbers, or arrays by step."""
         self.sums.append(sums)
 
     def pause(self, seconds: float) -> None:
@@ -80,7 +96,9 @@ class Interval:
         """Means over the interval."""
         sums = jax.device_get(self.sums)
         seconds = time.monotonic() - self.started
-        total = {name: float(np.sum([s[name] for s in sums], dtype=np.float64)) for name in sums[0]}
+        by_step = {name: np.hstack([s[name] for s in sums]) for name in sums[0]}
+        total = {name: float(np.sum(values, dtype=np.float64)) for name, values in by_step.items()}
+        steps = step - self.start
         numbers = {}
         for head in ("masked_lm", "next_sentence"):
             if weight := total[f"{head}_weight_sum"]:
@@ -89,7 +107,7 @@ class Interval:
         if total["skipped"]:
             numbers["skipped_steps"] = total["skipped"]
         return numbers | {
-            "gradient_norm": total["gradient_norm"] / max(1.0, len(sums) - total["skipped"]),
+            "gradient_norm": total["gradient_norm"] / max(1.0, steps - total["skipped"]),
             "tokens_per_second": total["tokens"] / seconds,
-            "ms_per_step": 1000 * seconds / (step - self.start),
+            "ms_per_step": 1000 * seconds / steps,
         }

@@ -111,7 +111,7 @@ def test_several_processes_are_as_one(alone, shards, micro_model, tmp_path, coun
 @pytest.mark.slow
 def test_sigterm_to_one_stops_all_at_the_same_step(shards, micro_model, tmp_path):
     output = tmp_path / "out"
-    endless = LONG | {"steps": 100_000, "eval_every": 0, "save_every": 20}
+    endless = LONG | {"steps": 100_000, "eval_every": 0, "save_every": 20, "steps_per_call": 5}
     processes = start(2, arguments(shards, output, micro_model, **endless), tmp_path)
     wait_for(output / "checkpoints" / "20", processes)
     processes[1].send_signal(signal.SIGTERM)

@@ -92,6 +92,11 @@ def test_three_in_a_row_stop_a_run():
         watch.see(step, sums)
     with pytest.raises(UserError, match="not finite in steps 4 to 6; .* --learning-rate"):
         watch.see(7, fine)
+    watch = SkipWatch()
+    for start, flags in ((1, [0, 0, 0, 1]), (5, [1, 0, 1, 1]), (9, [1, 0, 0, 0])):
+        watch.see(start, {"skipped": np.float32(flags)})
+    with pytest.raises(UserError, match="not finite in steps 7 to 9;"):
+        watch.see(13, fine)
 
 
 def test_a_run_that_comes_apart_stops_with_its_checkpoints(shards, micro_model, tmp_path):
@@ -211,7 +216,7 @@ def test_lamb_and_a_profile_and_other_held_out_rows(shards, micro_model, tmp_pat
     assert int(rows.split("}")[0].split(",")[0]) == 68  # all rows, not the few held out
     with pytest.raises(UserError, match="--eval-data needs --eval-every"):
         run.main(arguments(shards, tmp_path / "b", micro_model, eval_data=shards))
-    with pytest.raises(UserError, match="--profile needs a run of at least 8 steps"):
+    with pytest.raises(UserError, match="--profile needs at least 8 steps to do"):
         run.main(arguments(shards, tmp_path / "c", micro_model, profile=tmp_path / "d"))
 
 

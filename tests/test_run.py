@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 import shutil
 import signal
@@ -212,27 +211,6 @@ def test_a_killed_run_ends_with_the_same_bits(shards, micro_model, tmp_path):
     assert not (output / "model").exists()
     assert start_run(arguments(shards, output, micro_model, **options)).wait() == 0
     assert_same_run(output, tmp_path / "whole", 40)
-
-
-@pytest.mark.slow
-def test_kills_at_random_moments(shards, micro_model, tmp_path):
-    """Start-up, steps, saves and the export: wherever SIGKILL falls, the last bits are the same."""
-    options = {"steps": 400, "save_every": 7, "mesh": "data=2"}
-    run.main(arguments(shards, tmp_path / "whole", micro_model, **options))
-    output = tmp_path / "killed"
-    delays = random.Random(0)
-    kills = 0
-    while True:
-        process = start_run(arguments(shards, output, micro_model, **options))
-        try:
-            assert process.wait(timeout=delays.uniform(1, 20)) == 0
-            break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills += 1
-    assert kills >= 2
-    assert_same_run(output, tmp_path / "whole", 400)
 
 
 def test_stages_are_one_run(shards, vocab_file, micro_model, tmp_path):

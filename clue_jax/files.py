@@ -20,6 +20,8 @@ from etils import epath
 
 from clue_jax.errors import Interrupted, UserError
 
+KEY = ".key"  # in a folder that is being written: what with
+
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
@@ -152,20 +154,31 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether a path is the address of a place in an object store, such as gs://bucket/name."""
+    return "://" in os.fspath(path)
+
+
 @contextlib.contextmanager
-def resumable_directory(path: str | os.PathLike, key: str) -> Iterator[Path]:
+def resumable_directory(path: str | os.PathLike, key: str) -> Iterator[epath.Path]:
     """As `atomic_directory`, but what a writer that was killed has done is there for the next.
 
     The block finds files that an earlier one left; it must be able to tell which of them are whole.
+    In an object store, where folders have no names of their own, it writes files where they will
+    stay, and the last one must make them complete.
 
     Args:
-      path: as in `atomic_directory`.
+      path: as in `atomic_directory`, or remote.
       key: what is being written; with another key the next writer starts anew.
 
     Raises:
-      UserError: if another process is writing there. With one raised in the block, which is not
-        `Interrupted`, nothing is left.
+      UserError: if another process of this machine is writing there. With one raised in the block,
+        which is not `Interrupted`, nothing is left.
     """
+    if is_remote(path):
+        with _resumable_remote(epath.Path(path), key) as folder:
+            yield folder
+        return
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file, expected a folder")
@@ -178,13 +191,9 @@ def resumable_directory(path: str | os.PathLike, key: str) -> Iterator[Path]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(f"{path}: another process is writing it") from None
-            name = unfinished / ".key"
-            if not name.exists() or name.read_text(encoding="utf-8") != key:
-                shutil.rmtree(unfinished)
-                unfinished.mkdir()
-                write_text(name, key)
+            name = _begin(epath.Path(unfinished), key)
             try:
-                yield unfinished
+                yield epath.Path(unfinished)
                 name.unlink()
                 _swap_in(unfinished, path)
             except (KeyboardInterrupt, Interrupted):
@@ -196,6 +205,30 @@ def resumable_directory(path: str | os.PathLike, key: str) -> Iterator[Path]:
                 Path(lock.name).unlink()
     except OSError as error:
         raise UserError(f"{path}: cannot write ({error.strerror or error})") from error
+
+
+@contextlib.contextmanager
+def _resumable_remote(path: epath.Path, key: str) -> Iterator[epath.Path]:
+    path.mkdir(parents=True, exist_ok=True)
+    name = _begin(path, key)
+    try:
+        yield path
+        name.unlink()
+    except (KeyboardInterrupt, Interrupted):
+        raise
+    except BaseException:
+        path.rmtree(missing_ok=True)
+        raise
+
+
+def _begin(folder: epath.Path, key: str) -> epath.Path:
+    """The file that says what is being written in a folder; it is emptied if that is new."""
+    name = folder / KEY
+    if not name.exists() or name.read_text() != key:
+        folder.rmtree(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(name, key)
+    return name
 
 
 def _swap_in(new: Path, path: Path) -> None:

@@ -5,32 +5,31 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
+from etils import epath
 
 from clue_jax import __version__
 from clue_jax.data import records, tfrecords
 from clue_jax.errors import UserError, run_command
-from clue_jax.files import read_json, resumable_directory, sha256, write_json
+from clue_jax.files import KEY, is_remote, resumable_directory, sha256, write_json
 from clue_jax.text import Tokenizer, copy_vocabulary, load_tokenizer
 from clue_jax.text.normalize import normalizer
 from clue_jax.text.words import segmented_word_starts
 from pretraining import packing
 from pretraining.columns import fix_masks, original_columns, rows_to_columns
-from pretraining.corpus import Piece, cut_pieces, is_held_out, read_documents
+from pretraining.corpus import Piece, cut_pieces, is_held_out, read_documents, stamps
 from pretraining.masking import Masking
-from pretraining.pieces import map_pieces
+from pretraining.pieces import DONE, Engine, EngineName, map_pieces, split_options
 
 HELD_OUT = "held-out"
-_DONE = ".done"  # what is known of each finished piece, while shards are being built
 _GROUP_CHARACTERS = 1 << 18  # documents are tokenized together up to this size
 
 
@@ -42,11 +41,12 @@ class Settings:
     """
 
     input: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE...")]
-    """Text files."""
+    """Text files, here or in an object store (gs://bucket/name)."""
     vocab: str
     """vocab.txt; a copy is kept beside the shards."""
     output: str
-    """Folder for the shards. It must not hold shards of other settings."""
+    """Folder for the shards, here or in an object store. It must not hold shards of other
+    settings."""
     seq_len: int = 128
     """T, slots a row, special tokens included."""
     paragraphs: bool = False
@@ -77,17 +77,25 @@ class Settings:
     """Of masks and pairs."""
     workers: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
     """Processes. The shards are the same for any number."""
+    engine: EngineName = "local"
+    """beam: let Apache Beam do the work. Options behind -- are Beam's, such as
+    -- --runner=DataflowRunner --project=NAME. The shards are the same."""
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Runs the command line; prints and returns the summary."""
-    summary = build(tyro.cli(Settings, args=argv))
+    own, options = split_options(argv)
+    summary = build(tyro.cli(Settings, args=own), options)
     print(json.dumps(summary))
     return summary
 
 
-def build(settings: Settings) -> dict[str, Any]:
+def build(settings: Settings, options: Sequence[str] = ()) -> dict[str, Any]:
     """Builds shards as the settings say.
+
+    Args:
+      settings: what to build.
+      options: of Apache Beam.
 
     Returns:
       Counts and rates: "rows", "documents", "sentences", "tokens", "unknown_tokens",
@@ -98,30 +106,29 @@ def build(settings: Settings) -> dict[str, Any]:
     """
     started = time.monotonic()
     share = _check(settings)
+    engine = Engine(settings.engine, settings.workers, options)
     tokenizer = load_tokenizer(settings.vocab, not settings.cased)
     if tokenizer.vocab_size > 1 << 16:
         raise UserError(
             f"{settings.vocab}: {tokenizer.vocab_size} entries; rows hold ids below 65,536"
         )
     pieces = cut_pieces(settings.input)
-    output = Path(settings.output)
-    described = _describe(settings)
+    output = epath.Path(settings.output)
+    described = _describe(settings, pieces)
     _check_output(output, described)
 
     totals = [Counter() for _ in range(2 if share else 1)]
     shards: list[list[dict[str, Any]]] = [[] for _ in totals]
     # Shards that are there already stay whole until the new ones are complete.
-    times = [Path(path).stat().st_mtime_ns for path in settings.input]
-    key = json.dumps([described, times, len(pieces), __version__])
+    key = json.dumps([described, stamps(settings.input), len(pieces), __version__])
     with resumable_directory(output, key) as folder:
         folders = [folder, folder / HELD_OUT][: len(totals)]
         folders[-1].mkdir(exist_ok=True)
-        (folder / _DONE).mkdir(exist_ok=True)
         jobs = [
             (settings, folders, share, piece, number, len(pieces))
             for number, piece in enumerate(pieces)
         ]
-        for parts in map_pieces(_build_piece, jobs, settings.workers, pieces, "building shards"):
+        for parts in map_pieces(_build_piece, jobs, folder, pieces, engine, "building shards"):
             for counts, shard_list, part in zip(totals, shards, parts, strict=True):
                 counts.update(part["counts"])
                 shard_list.append(
@@ -132,8 +139,11 @@ def build(settings: Settings) -> dict[str, Any]:
                 f"{', '.join(settings.input)}: no text to train on (only blank lines, or all of it "
                 "held out)"
             )
-        shutil.rmtree(folder / _DONE)
-        for part_folder, counts, shard_list in zip(folders, totals, shards, strict=True):
+        (folder / DONE).rmtree(missing_ok=True)
+        # That of the folder itself comes last, and makes it complete.
+        for part_folder, counts, shard_list in reversed(
+            list(zip(folders, totals, shards, strict=True))
+        ):
             copy_vocabulary(tokenizer, part_folder)
             _write_manifest(part_folder, described, counts, shard_list, tokenizer)
 
@@ -149,8 +159,8 @@ def build(settings: Settings) -> dict[str, Any]:
 def _check(settings: Settings) -> float:
     if not 8 <= settings.seq_len < 1 << 16:
         raise UserError(f"--seq-len {settings.seq_len} must be at least 8 and below 65,536")
-    if settings.dupe_factor < 1 or settings.workers < 1:
-        raise UserError("--dupe-factor and --workers must be at least 1")
+    if settings.dupe_factor < 1:
+        raise UserError("--dupe-factor must be at least 1")
     if settings.format == "original" and settings.masking == "none":
         raise UserError("--format original needs fixed masks: add --masking whole-word or token")
     if settings.masking != "none":
@@ -165,11 +175,14 @@ def _check(settings: Settings) -> float:
     return share
 
 
-def _describe(settings: Settings) -> dict[str, Any]:
+def _describe(settings: Settings, pieces: Sequence[Piece]) -> dict[str, Any]:
     """The settings that decide what the shards hold, as the manifest keeps them."""
     masks = ("masked_lm_prob", "max_predictions") if settings.masking != "none" else ()
     repeats = ("dupe_factor",) if settings.masking != "none" or settings.packing == "pairs" else ()
     names = ("seq_len", "paragraphs", "packing", "masking", "held_out", "normalization", "seed")
+    sizes: Counter[str] = Counter()
+    for piece in pieces:
+        sizes[piece.path] += piece.stop - piece.start
     kept = {name: getattr(settings, name) for name in (*names, *masks, *repeats)}
     return {
         "format": records.FORMAT if settings.format == "rows" else records.FORMAT_ORIGINAL,
@@ -178,14 +191,15 @@ def _describe(settings: Settings) -> dict[str, Any]:
         "lower_case": not settings.cased,
         "vocab_sha256": sha256(settings.vocab),
         "inputs": [
-            {"name": Path(path).name, "bytes": Path(path).stat().st_size} for path in settings.input
+            {"name": Path(path).name, "bytes": sizes[str(epath.Path(path))]}
+            for path in settings.input
         ],
     }
 
 
-def _check_output(output: Path, described: dict[str, Any]) -> None:
+def _check_output(output: epath.Path, described: dict[str, Any]) -> None:
     """Refuses a folder with other shards, or with anything else."""
-    if not output.is_dir() or not any(output.iterdir()):
+    if not output.is_dir() or not any(output.iterdir()) or (output / KEY).exists():
         return
     if not (output / records.MANIFEST).exists():
         raise UserError(f"{output}: is not empty and holds no shards; choose another --output")
@@ -196,17 +210,15 @@ def _check_output(output: Path, described: dict[str, Any]) -> None:
                 f"{output}: holds shards built with {key} {old.get(key)!r}, now {value!r}; "
                 "choose another --output or remove the folder"
             )
+    if is_remote(output):  # where there is no way to put new ones in their place at once
+        raise UserError(f"{output}: holds these shards already; remove the folder to build anew")
 
 
 def _build_piece(
-    job: tuple[Settings, list[Path], float, Piece, int, int],
+    job: tuple[Settings, list[epath.Path], float, Piece, int, int],
 ) -> list[dict[str, Any]]:
-    """Builds the shard of one piece, and its held-out shard: a pure function of the piece. What it
-    returns is kept in a file, written last, so that a build that was cut does not do it again."""
+    """Builds the shard of one piece, and its held-out shard: a pure function of the piece."""
     settings, folders, share, piece, number, count = job
-    done = folders[0] / _DONE / f"{number}.json"
-    if done.exists():
-        return read_json(done)
     tokenizer = load_tokenizer(settings.vocab, not settings.cased)
     suffix = "rows" if settings.format == "rows" else "tfrecord"
     name = f"shard-{number:05d}-of-{count:05d}.{suffix}"
@@ -234,9 +246,8 @@ def _build_piece(
             records.write_shard(path, records.pack_rows(layout, columns))
         else:
             tfrecords.write_tfrecords(path, original_columns(columns, masked))
-        counts["bytes"] = path.stat().st_size
+        counts["bytes"] = path.stat().length
         results.append({"name": name, "counts": dict(counts)})
-    write_json(done, results)
     return results
 
 
@@ -331,7 +342,7 @@ def _count_rows(
 
 
 def _write_manifest(
-    folder: Path,
+    folder: epath.Path,
     described: dict[str, Any],
     counts: Counter[str],
     shards: list[dict[str, Any]],
@@ -352,4 +363,7 @@ def _summary(counts: Counter[str], seq_len: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    # Under the name by which the workers find its functions.
+    from pretraining import build_shards
+
+    run_command(build_shards.main)

@@ -7,15 +7,17 @@ import json
 import os
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
+from etils import epath
 
+from clue_jax import __version__
 from clue_jax.errors import UserError, run_command
-from clue_jax.files import atomic_directory, write_json
+from clue_jax.files import KEY, is_remote, resumable_directory, write_json
 from clue_jax.text.normalize import normalizer
 from pretraining.cleaning import (
     SKETCH,
@@ -26,11 +28,13 @@ from pretraining.cleaning import (
     near_repeats,
     sketch,
 )
-from pretraining.corpus import Piece, cut_pieces, read_documents, split_sentences
-from pretraining.pieces import map_pieces
+from pretraining.corpus import Piece, cut_pieces, read_documents, split_sentences, stamps
+from pretraining.pieces import DONE, Engine, EngineName, map_pieces, split_options
 
 REPORT = "report.json"
 _NEAR = 0.8  # documents that share so much are the same
+_KEPT, _PRINTS = ".kept", ".npz"  # of a piece: what the rules leave, and its fingerprints
+_UNSAID = ("input", "output", "workers", "engine")  # what does not decide what comes out
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,10 @@ class Settings:
     """
 
     input: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE...")]
-    """Text files."""
+    """Text files, here or in an object store (gs://bucket/name)."""
     output: str
-    """Folder to write: clean-*.txt, a sentence a line, and report.json."""
+    """Folder to write, here or in an object store: clean-*.txt, a sentence a line, and
+    report.json."""
     to_simplified: bool = False
     """Convert traditional to simplified characters (OpenCC)."""
     dedup: Literal["none", "exact", "near"] = "exact"
@@ -60,17 +65,25 @@ class Settings:
     """Drop documents of which fewer characters are left."""
     workers: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
     """Processes."""
+    engine: EngineName = "local"
+    """beam: let Apache Beam do the work. Options behind -- are Beam's, such as
+    -- --runner=DataflowRunner --project=NAME. The text is the same."""
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Runs the command line; prints and returns the summary."""
-    summary = clean(tyro.cli(Settings, args=argv))
+    own, options = split_options(argv)
+    summary = clean(tyro.cli(Settings, args=own), options)
     print(json.dumps(summary, ensure_ascii=False))
     return summary
 
 
-def clean(settings: Settings) -> dict[str, Any]:
-    """Cleans as the settings say.
+def clean(settings: Settings, options: Sequence[str] = ()) -> dict[str, Any]:
+    """Cleans as the settings say. What was cut goes on with the pieces that are left.
+
+    Args:
+      settings: what to do.
+      options: of Apache Beam.
 
     Returns:
       What report.json holds: "documents", "lines", "characters" and "sentences" that are kept,
@@ -81,25 +94,31 @@ def clean(settings: Settings) -> dict[str, Any]:
     """
     started = time.monotonic()
     limits = _check(settings)
+    engine = Engine(settings.engine, settings.workers, options)
     pieces = cut_pieces(settings.input)
-    output = Path(settings.output)
-    if output.is_dir() and any(output.iterdir()) and not (output / REPORT).exists():
-        raise UserError(f"{output}: holds something else than clean text; choose another --output")
+    about = dataclasses.asdict(settings) | {"inputs": [epath.Path(p).name for p in settings.input]}
+    about = {name: value for name, value in about.items() if name not in _UNSAID}
+    key = json.dumps([about, stamps(settings.input), len(pieces), __version__])
+    _check_output(epath.Path(settings.output))
     totals: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
-    with atomic_directory(output) as folder:
+    with resumable_directory(settings.output, key) as folder:
         # ---- Each piece on its own: rules, and a fingerprint of what they leave ------------------
         paths = [folder / f"clean-{i:05d}-of-{len(pieces):05d}" for i in range(len(pieces))]
         jobs = [(settings, limits, *both) for both in zip(pieces, paths, strict=True)]
-        for counts in map_pieces(_clean_piece, jobs, settings.workers, pieces, "cleaning"):
+        for counts in map_pieces(_clean_piece, jobs, folder, pieces, engine, "cleaning"):
             dropped.update(counts)
 
         # ---- All together: what was there before; then each piece is written without it ----------
         fresh = _first_ones(settings, paths)
         jobs = [(limits, *both) for both in zip(paths, fresh, strict=True)]
-        for kept, repeats in map_pieces(_write_piece, jobs, settings.workers, pieces, "writing"):
+        for kept, repeats in map_pieces(_write_piece, jobs, folder, pieces, engine, "writing"):
             totals.update(kept)
             dropped.update(repeats)
+        for path in paths:
+            for suffix in (_KEPT, _PRINTS):
+                path.with_suffix(suffix).unlink()
+        (folder / DONE).rmtree()
         if not totals["documents"]:
             reasons = ", ".join(f"{name} {count}" for name, count in dropped.most_common())
             raise UserError(f"{', '.join(settings.input)}: nothing is left (lines: {reasons})")
@@ -111,43 +130,49 @@ def clean(settings: Settings) -> dict[str, Any]:
             "seconds": round(seconds, 2),
             "megabytes_per_second": round(size / 1e6 / seconds, 2),
         }
-        about = dataclasses.asdict(settings) | {"inputs": [Path(p).name for p in settings.input]}
-        unsaid = ("input", "output", "workers")
-        about = {name: value for name, value in about.items() if name not in unsaid}
         same = {name: report[name] for name in (*names, "dropped")}
         write_json(folder / REPORT, same | {"settings": about})
     return report | {"output": settings.output}
 
 
 def _check(settings: Settings) -> Limits:
-    if settings.workers < 1:
-        raise UserError("--workers must be at least 1")
     if not 0 <= settings.chinese_share <= 1:
         raise UserError(f"--chinese-share {settings.chinese_share} must lie between 0 and 1")
     return Limits(settings.line_characters, settings.chinese_share, settings.document_characters)
 
 
-def _clean_piece(job: tuple[Settings, Limits, Piece, Path]) -> Counter[str]:
+def _check_output(output: epath.Path) -> None:
+    """Refuses a folder with anything else, and in an object store one with clean text."""
+    if not output.is_dir() or not any(output.iterdir()) or (output / KEY).exists():
+        return
+    if not (output / REPORT).exists():
+        raise UserError(f"{output}: holds something else than clean text; choose another --output")
+    if is_remote(output):  # where there is no way to put a new one in its place at once
+        raise UserError(f"{output}: holds clean text already; remove the folder to make it anew")
+
+
+def _clean_piece(job: tuple[Settings, Limits, Piece, epath.Path]) -> Counter[str]:
     """Writes what the rules leave of a piece, and its fingerprints; returns what they drop."""
     settings, limits, piece, path = job
     simplify = normalizer("t2s" if settings.to_simplified else "none")
     dropped: Counter[str] = Counter()
     lines: list[int] = []
     sketches: list[np.ndarray] = []
-    with path.with_suffix(".kept").open("w", encoding="utf-8", newline="\n") as file:
+    with path.with_suffix(_KEPT).open("wb") as file:
         for raw in read_documents(piece, paragraphs=False):
             document = clean_document(map(simplify, raw), limits, dropped)
             if not document:
                 continue
-            file.write("\n".join(document) + "\n\n")
+            file.write(("\n".join(document) + "\n\n").encode("utf-8"))
             lines += map(digest, document)
             if settings.dedup == "near":
                 sketches.append(sketch(document))
-    np.savez(
-        path.with_suffix(".npz"),
-        lines=np.array(lines, np.uint64),
-        sketches=np.array(sketches, np.uint32).reshape(len(sketches), SKETCH),
-    )
+    with path.with_suffix(_PRINTS).open("wb") as file:
+        np.savez(
+            file,
+            lines=np.array(lines, np.uint64),
+            sketches=np.array(sketches, np.uint32).reshape(len(sketches), SKETCH),
+        )
     return dropped
 
 
@@ -159,12 +184,15 @@ class _Fresh:
     documents: np.ndarray | None = None
 
 
-def _first_ones(settings: Settings, paths: list[Path]) -> list[_Fresh]:
+def _first_ones(settings: Settings, paths: list[epath.Path]) -> list[_Fresh]:
     if settings.dedup == "none":
         return [_Fresh() for _ in paths]
     lines, sketches = [], []
     for path in paths:
-        with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
+        with (
+            path.with_suffix(_PRINTS).open("rb") as file,
+            np.load(file, allow_pickle=False) as arrays,
+        ):
             lines.append(arrays["lines"])
             sketches.append(arrays["sketches"])
     fresh = _split(first_of_each(np.concatenate(lines)), lines)
@@ -178,15 +206,15 @@ def _split(flags: np.ndarray, parts: list[np.ndarray]) -> list[np.ndarray]:
     return np.split(flags, np.cumsum([len(part) for part in parts])[:-1])
 
 
-def _write_piece(job: tuple[Limits, Path, _Fresh]) -> tuple[Counter[str], Counter[str]]:
+def _write_piece(job: tuple[Limits, epath.Path, _Fresh]) -> tuple[Counter[str], Counter[str]]:
     """Writes a piece a sentence a line; returns what it holds, and the lines it lost."""
     limits, path, fresh = job
     kept: Counter[str] = Counter()
     lost: Counter[str] = Counter()
-    source = path.with_suffix(".kept")
+    source = path.with_suffix(_KEPT)
     at = 0
-    with path.with_suffix(".txt").open("w", encoding="utf-8", newline="\n") as file:
-        piece = Piece(str(source), 0, source.stat().st_size)
+    with path.with_suffix(".txt").open("wb") as file:
+        piece = Piece(str(source), 0, source.stat().length)
         for number, document in enumerate(read_documents(piece, paragraphs=False)):
             lines = document
             if fresh.lines is not None:
@@ -202,12 +230,13 @@ def _write_piece(job: tuple[Limits, Path, _Fresh]) -> tuple[Counter[str], Counte
                 lost["short document"] += len(lines)
                 continue
             sentences = [sentence for line in lines for sentence in split_sentences(line)]
-            file.write("\n".join(sentences) + "\n\n")
+            file.write(("\n".join(sentences) + "\n\n").encode("utf-8"))
             kept.update(documents=1, lines=len(lines), sentences=len(sentences), characters=size)
-    source.unlink()
-    path.with_suffix(".npz").unlink()
     return kept, +lost
 
 
 if __name__ == "__main__":
-    run_command(main)
+    # Under the name by which the workers find its functions.
+    from pretraining import clean_text
+
+    run_command(clean_text.main)

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from etils import epath
+
 from clue_jax.errors import UserError
+from clue_jax.files import is_remote
 
 PIECE_BYTES = 16 << 20  # text of one shard; bounds the memory of a worker
 _CLOSING = "。！？；”’」』）"
@@ -37,12 +40,12 @@ def cut_pieces(paths: Sequence[str | os.PathLike], size: int = PIECE_BYTES) -> l
       UserError: for a file that is missing, a folder or empty.
     """
     pieces = []
-    for path in map(Path, paths):
+    for path in map(epath.Path, paths):
         try:
-            total = path.stat().st_size
+            total = path.stat().length
             file = path.open("rb")
         except OSError as error:
-            raise UserError(f"{path}: cannot read ({error.strerror})") from error
+            raise UserError(f"{path}: cannot read ({error.strerror or error})") from error
         with file:
             if total == 0:
                 raise UserError(f"{path}: empty file")
@@ -65,6 +68,19 @@ def _next_border(file: BinaryIO, at: int, total: int) -> int:
     return total
 
 
+def stamps(paths: Sequence[str | os.PathLike]) -> list[list[int]]:
+    """Size and time of files, by which a change is seen."""
+    found = []
+    for path in map(os.fspath, paths):
+        if is_remote(path):
+            about = epath.Path(path).stat()
+            found.append([about.length, about.mtime])
+        else:  # to the nanosecond
+            here = Path(path).stat()
+            found.append([here.st_size, here.st_mtime_ns])
+    return found
+
+
 def read_documents(piece: Piece, paragraphs: bool, removed: str = "") -> Iterator[list[str]]:
     """The documents of a piece: lists of sentences, stripped and not empty.
 
@@ -79,7 +95,7 @@ def read_documents(piece: Piece, paragraphs: bool, removed: str = "") -> Iterato
       UserError: naming the line that is not UTF-8.
     """
     document: list[str] = []
-    with Path(piece.path).open("rb") as file:
+    with epath.Path(piece.path).open("rb") as file:
         file.seek(piece.start)
         while file.tell() < piece.stop:
             at = file.tell()
@@ -120,7 +136,7 @@ def is_held_out(document: Iterable[str], share: float) -> bool:
 
 def _line_number(path: str, at: int) -> int:
     lines = 1
-    with Path(path).open("rb") as file:
+    with epath.Path(path).open("rb") as file:
         while at > 0:
             block = file.read(min(at, 1 << 20))
             lines += block.count(b"\n")

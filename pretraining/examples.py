@@ -11,7 +11,9 @@ import numpy as np
 from clue_jax.data import records, tfrecords
 from clue_jax.data.batches import Batch, document_columns
 from clue_jax.data.order import rows_of_step
+from clue_jax.data.remote import local_copy
 from clue_jax.errors import UserError
+from clue_jax.files import is_remote
 from clue_jax.text import Tokenizer, load_tokenizer, vocabulary_digest
 from pretraining.masking import Masking, Vocabulary, draw_masks, masked_columns
 
@@ -20,7 +22,8 @@ class Examples:
     """Pretraining examples of a data folder, by row number.
 
     Args:
-      directory: shards with a manifest, or the original's TFRecord files.
+      directory: shards with a manifest, here or in an object store, or the original's TFRecord
+        files.
       vocabulary: the model's, as a tokenizer or a file; None takes the copy in the folder.
       masking: how masks are drawn if the data has none fixed; otherwise it is not used.
       seed: of the drawn masks.
@@ -36,7 +39,7 @@ class Examples:
         masking: Masking,
         seed: int,
     ):
-        directory = Path(directory)
+        directory = local_copy(directory) if is_remote(directory) else Path(directory)
         if not directory.is_dir():
             raise UserError(f"{directory}: no such data folder")
         is_tfrecord = tfrecords.is_tfrecord_folder(directory)

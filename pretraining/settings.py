@@ -48,7 +48,8 @@ class Settings:
     learning_rate: float
     """The largest, at the end of the warm-up."""
     data: str | None = None
-    """Folder of shards (pretraining.build_shards), or of the original's TFRecord files."""
+    """Folder of shards (pretraining.build_shards), or of the original's TFRecord files. From an
+    object store (gs://bucket/shards) it is copied to this machine first."""
     steps: int | None = None
     """Updates in all."""
     stages: str | None = None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
 from clue_jax import distributed
@@ -90,7 +90,7 @@ def _held_out(
 ) -> Examples | None:
     if not settings.eval_every:
         return None
-    place = Path(settings.eval_data or Path(folder) / HELD_OUT)
+    place = epath.Path(settings.eval_data or epath.Path(folder) / HELD_OUT)
     if not place.is_dir():
         raise UserError(
             f"--eval-every needs {place}; build the shards with --held-out, such as 0.5%, or name "

@@ -111,7 +111,7 @@ def test_killed_five_times_it_leaves_the_same_bytes(text, vocab_file, tmp_path):
     )  # fmt: skip
     assert contents(cut) == expected
     for name in kept:
-        shard = f"shard-{int(name.split('.')[0]):05d}-of-{pieces:05d}.rows"
+        shard = f"shard-{name[-10:-5]}-of-{pieces:05d}.rows"
         assert (cut / shard).stat().st_mtime_ns == stamps[shard]
     assert {path.name for path in tmp_path.iterdir()} == {"slow.py", "whole", "cut"}
 

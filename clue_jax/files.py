@@ -20,7 +20,7 @@ from etils import epath
 
 from clue_jax.errors import Interrupted, UserError
 
-KEY = ".key"  # in a folder that is being written: what with
+KEY = ".clue_jax_unfinished"  # in a folder that is being written: what is
 
 
 @contextlib.contextmanager

@@ -199,7 +199,9 @@ def _describe(settings: Settings, pieces: Sequence[Piece]) -> dict[str, Any]:
 
 def _check_output(output: epath.Path, described: dict[str, Any]) -> None:
     """Refuses a folder with other shards, or with anything else."""
-    if not output.is_dir() or not any(output.iterdir()) or (output / KEY).exists():
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    if is_remote(output) and (output / KEY).exists():  # of a build that was cut
         return
     if not (output / records.MANIFEST).exists():
         raise UserError(f"{output}: is not empty and holds no shards; choose another --output")

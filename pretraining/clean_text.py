@@ -143,7 +143,9 @@ def _check(settings: Settings) -> Limits:
 
 def _check_output(output: epath.Path) -> None:
     """Refuses a folder with anything else, and in an object store one with clean text."""
-    if not output.is_dir() or not any(output.iterdir()) or (output / KEY).exists():
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    if is_remote(output) and (output / KEY).exists():  # of work that was cut
         return
     if not (output / REPORT).exists():
         raise UserError(f"{output}: holds something else than clean text; choose another --output")

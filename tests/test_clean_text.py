@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from clue_jax.errors import UserError
+from clue_jax.files import KEY
 from pretraining import build_shards, clean_text
 from pretraining.cleaning import Limits, clean_line, fault_of, first_of_each, near_repeats, sketch
 from pretraining.corpus import cut_pieces
@@ -139,6 +140,7 @@ def test_nothing_left_leaves_nothing(tmp_path):
     assert not (tmp_path / "out").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("keep me")
+    (tmp_path / "mine" / KEY).write_text("as if work had been cut in an object store")
     with pytest.raises(UserError, match="holds something else than clean text"):
         clean_text.main(["--input", str(raw), "--output", str(tmp_path / "mine")])
     assert (tmp_path / "mine" / "letter.txt").exists()

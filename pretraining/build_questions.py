@@ -122,7 +122,7 @@ def question(passage: str, chance: random.Random) -> tuple[str, str, int] | None
     clauses = [m for m in _CLAUSE.finditer(passage) if 8 <= len(m[0]) <= 40]
     chance.shuffle(clauses)
     for clause in clauses[:3]:
-        cuts = np.flatnonzero(word_boundaries(clause[0])).tolist()
+        cuts = np.flatnonzero(word_boundaries([clause[0]])).tolist()
         words = [clause[0][a:b] for a, b in zip(cuts, [*cuts[1:], None], strict=True)]
         for _ in range(6):
             first = chance.randrange(len(words))

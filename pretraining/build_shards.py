@@ -51,8 +51,9 @@ class Settings:
     """T, slots a row, special tokens included."""
     paragraphs: bool = False
     """Lines are paragraphs: split them after 。！？；."""
-    packing: Literal["lossless", "original", "pairs"] = "lossless"
-    """lossless: whole documents, long sentences split, nothing dropped. original: the original's
+    packing: Literal["lossless", "padded", "original", "pairs"] = "lossless"
+    """lossless: whole documents, long sentences split, nothing dropped, short documents share rows.
+    padded: the same, but every document begins a row of its own. original: the original's
     DOC-SENTENCES packing, which drops long sentences and short tails. pairs: sentence pairs with a
     random second half, for next-sentence prediction."""
     masking: Literal["none", "whole-word", "token"] = "none"
@@ -306,9 +307,9 @@ def _pack(
     ids = settings.seq_len, tokenizer.cls_id, tokenizer.sep_id
     if settings.packing == "original":
         return packing.pack_original(documents, *ids)
-    if settings.packing == "lossless":
+    if settings.packing in ("lossless", "padded"):
         # The original's schema has no place for the borders of documents within a row.
-        share_rows = settings.format == "rows"
+        share_rows = settings.packing == "lossless" and settings.format == "rows"
         return packing.pack_lossless(documents, *ids, share_rows=share_rows)
     pairs = packing.PairSettings(
         settings.seq_len,

@@ -97,9 +97,9 @@ def read_documents(piece: Piece, paragraphs: bool, removed: str = "") -> Iterato
     document: list[str] = []
     with epath.Path(piece.path).open("rb") as file:
         file.seek(piece.start)
-        while file.tell() < piece.stop:
-            at = file.tell()
-            raw = file.readline()
+        stop = piece.start
+        while (at := stop) < piece.stop and (raw := file.readline()):
+            stop = at + len(raw)
             try:
                 line = raw.decode("utf-8").strip()
             except UnicodeDecodeError as error:

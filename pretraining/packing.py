@@ -5,9 +5,12 @@ A document is a list of sentences, a sentence a pair (token ids int32 [n], word 
 
 from __future__ import annotations
 
+import bisect
+import itertools
+import operator
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,16 +23,16 @@ class Row:
     """One row before it is packed into bytes.
 
     Attributes:
-      token_ids, word_starts: lists of the slots in use, special tokens included.
+      token_ids, word_starts: lists or arrays of the slots in use, special tokens included.
       document_starts: slots at which a document begins.
       segment_ids: list like `token_ids`, for sentence pairs.
       is_random_next: for sentence pairs.
       masked: slot -> token to predict, for masks drawn here and applied to `token_ids`.
     """
 
-    token_ids: list[int] = field(default_factory=list)
-    word_starts: list[bool] = field(default_factory=list)
-    document_starts: list[int] = field(default_factory=list)
+    token_ids: Sequence[int] | np.ndarray
+    word_starts: Sequence[bool] | np.ndarray
+    document_starts: list[int]
     segment_ids: list[int] | None = None
     is_random_next: bool = False
     masked: dict[int, int] | None = None
@@ -44,45 +47,74 @@ def pack_lossless(
 ) -> Iterator[Row]:
     """Whole sentences in order, nothing dropped; short documents share a row.
 
-    A sentence goes into the row at hand if it fits whole, else into the next one; one that fits no
-    row is split. Every document's part of a row is framed by [CLS] and [SEP].
+    A document is cut into parts of whole sentences that fit a row; a sentence that fits none is
+    split. Every part, framed by [CLS] and [SEP], goes where it fits best: into the open row that it
+    leaves the least room in, or else into a new one.
 
     Args:
       documents: in order.
       seq_len: T.
       cls_id, sep_id: ids of [CLS] and [SEP].
-      share_rows: whether a row may hold parts of several documents.
+      share_rows: whether a row may hold several parts.
     """
-    row = Row()
-    for document in documents:
-        is_open = False  # the row at hand holds a part of this document, its [SEP] still to come
-        for ids, starts in document:
-            for at in range(0, len(ids), seq_len - 2):
-                part, part_starts = ids[at : at + seq_len - 2], starts[at : at + seq_len - 2]
-                needed = len(part) + (1 if is_open else 2)
-                if len(row.token_ids) + needed > seq_len:
-                    _close(row, sep_id, is_open)
-                    yield row
-                    row, is_open = Row(), False
-                if not is_open:
-                    row.document_starts.append(len(row.token_ids))
-                    row.token_ids.append(cls_id)
-                    row.word_starts.append(True)
-                    is_open = True
-                row.token_ids.extend(part.tolist())
-                row.word_starts.extend(part_starts.tolist())
-        _close(row, sep_id, is_open)
-        if row.token_ids and not share_rows:
-            yield row
-            row = Row()
-    if row.token_ids:
-        yield row
+    cls, sep = np.array([cls_id], np.int32), np.array([sep_id], np.int32)
+    rows: list[_Filling] = []  # open ones, the fullest first
+    for part in itertools.chain.from_iterable(_parts(d, seq_len - 2) for d in documents):
+        needed = sum(len(ids) for ids, _ in part) + 2
+        best = bisect.bisect_left(rows, needed, key=_room)
+        row = rows.pop(best) if best < len(rows) else _Filling(seq_len)
+        row.add([(cls, _START), *part, (sep, _START)], needed)
+        if not share_rows or row.room < _LEAST:
+            yield row.row()
+            continue
+        bisect.insort(rows, row, key=_room)
+        if len(rows) > _OPEN:
+            yield rows.pop(0).row()
+    for row in rows:
+        yield row.row()
 
 
-def _close(row: Row, sep_id: int, is_open: bool) -> None:
-    if is_open:
-        row.token_ids.append(sep_id)
-        row.word_starts.append(True)
+_OPEN = 64  # Rows that wait for parts to fill them. With more, hardly less room is left.
+_LEAST = 3  # Slots of the shortest part: one token in its frame.
+_START = np.array([True])
+
+
+class _Filling:
+    """A row that parts are put into."""
+
+    def __init__(self, seq_len: int):
+        self.room = seq_len
+        self._length = seq_len
+        self._pieces: list[Sentence] = []
+        self._document_starts: list[int] = []
+
+    def add(self, pieces: Sequence[Sentence], size: int) -> None:
+        self._document_starts.append(self._length - self.room)
+        self._pieces.extend(pieces)
+        self.room -= size
+
+    def row(self) -> Row:
+        ids, starts = zip(*self._pieces, strict=True)
+        return Row(np.concatenate(ids), np.concatenate(starts), self._document_starts)
+
+
+_room = operator.attrgetter("room")
+
+
+def _parts(document: Document, size: int) -> Iterator[list[Sentence]]:
+    """Whole sentences together while they fit into so many slots; longer ones in pieces."""
+    part: list[Sentence] = []
+    used = 0
+    for ids, starts in document:
+        for at in range(0, len(ids), size):
+            piece = ids[at : at + size]
+            if used + len(piece) > size:
+                yield part
+                part, used = [], 0
+            part.append((piece, starts[at : at + size]))
+            used += len(piece)
+    if part:
+        yield part
 
 
 def pack_original(

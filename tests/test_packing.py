@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import json
 
 import numpy as np
@@ -34,37 +35,59 @@ def as_documents(lists):
 @settings(max_examples=200, deadline=None)
 @given(documents_strategy, st.integers(8, 24), st.booleans())
 def test_lossless_packing_loses_nothing(lists, seq_len, share_rows):
+    numbers = itertools.count(10)  # every token is another one, so its place is known
+    lists = [[[next(numbers) for _ in sentence] for sentence in document] for document in lists]
     rows = list(packing.pack_lossless(as_documents(lists), seq_len, CLS, SEP, share_rows))
-    expected = [token for document in lists for sentence in document for token in sentence]
-    tokens, starts = [], []
+    parts = []
     for row in rows:
-        assert len(row.token_ids) == len(row.word_starts) <= seq_len
+        ids, starts = list(row.token_ids), list(row.word_starts)
+        assert len(ids) == len(starts) <= seq_len
         assert row.document_starts[0] == 0
         assert share_rows or len(row.document_starts) == 1
-        for start in row.document_starts:
-            assert row.token_ids[start] == CLS
-            assert start == 0 or row.token_ids[start - 1] == SEP
-        assert row.token_ids[-1] == SEP
-        assert row.token_ids.count(CLS) == row.token_ids.count(SEP) == len(row.document_starts)
-        for token, is_start in zip(row.token_ids, row.word_starts, strict=True):
-            if token not in (CLS, SEP):
-                tokens.append(token)
-                starts.append(is_start)
-    assert tokens == expected
-    assert starts == [i % 3 == 0 for d in lists for s in d for i in range(len(s))]
+        for start, stop in itertools.pairwise([*row.document_starts, len(ids)]):
+            assert ids[start] == CLS
+            assert ids[stop - 1] == SEP
+            parts.append(list(zip(ids, starts, strict=True))[start + 1 : stop - 1])
+    pieces = [
+        [list(zip(s[i : i + seq_len - 2], range(i, len(s)), strict=False)) for s in document
+         for i in range(0, len(s), seq_len - 2)]
+        for document in lists
+    ]  # fmt: skip
+    expected = []
+    for document in pieces:  # by hand: pieces together while they fit
+        part = []
+        for piece in document:
+            if len(part) + len(piece) > seq_len - 2:
+                expected.append(part)
+                part = []
+            part = part + [(token, i % 3 == 0) for token, i in piece]
+        expected += [part] if part else []
+    assert sorted(parts) == sorted(expected)
+    if share_rows:  # no two rows would have fit into one
+        for one, other in itertools.combinations(rows, 2):
+            assert len(one.token_ids) + len(other.token_ids) > seq_len
 
 
 def test_lossless_packing_by_hand():
-    rows = list(packing.pack_lossless(as_documents([[[11] * 3, [12] * 9], [[13] * 2]]), 8, 2, 3))
-    assert [row.token_ids for row in rows] == [
-        [2, 11, 11, 11, 3],
+    def packed(lists, seq_len=8):
+        return list(packing.pack_lossless(as_documents(lists), seq_len, 2, 3))
+
+    rows = packed([[[11] * 3, [12] * 9], [[13] * 2]])
+    assert [row.token_ids.tolist() for row in rows] == [
         [2, 12, 12, 12, 12, 12, 12, 3],
+        [2, 11, 11, 11, 3],
         [2, 12, 12, 12, 3],
         [2, 13, 13, 3],
     ]
-    shared_row = list(packing.pack_lossless(as_documents([[[11] * 2], [[13]]]), 8, 2, 3))
-    assert [row.token_ids for row in shared_row] == [[2, 11, 11, 3, 2, 13, 3]]
-    assert shared_row[0].document_starts == [0, 4]
+    (shared_row,) = packed([[[11] * 2], [[13]]])
+    assert shared_row.token_ids.tolist() == [2, 11, 11, 3, 2, 13, 3]
+    assert shared_row.document_starts == [0, 4]
+    # Into the row that it leaves the least room in, not the first that has enough.
+    rows = packed([[[11] * 3], [[12] * 4], [[13] * 2]], 10)
+    assert [row.token_ids.tolist() for row in rows] == [
+        [2, 12, 12, 12, 12, 3, 2, 13, 13, 3],
+        [2, 11, 11, 11, 3],
+    ]
 
 
 def recorded_documents(shared, vocab):
@@ -212,7 +235,7 @@ def test_segmenter_finds_the_recorded_words(shared):
         lengths = [len(word) for word in record.get("rjieba", record["jieba"])]
         starts = np.zeros(len(record["text"]), bool)
         starts[np.cumsum([0, *lengths[:-1]])] = True
-        np.testing.assert_array_equal(words.word_boundaries(record["text"]), starts)
+        np.testing.assert_array_equal(words.word_boundaries([record["text"]]), starts)
 
 
 def test_word_starts_join_characters_of_a_word(tokenizer):

@@ -41,7 +41,7 @@ class Settings:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Runs the command line; prints and returns the result."""
     settings = tyro.cli(Settings, args=argv)
-    lines = _lines(settings)
+    lines = first_lines(settings.input, settings.megabytes)
     size = sum(len(line.encode()) + 1 for line in lines) / 1e6
     tokenizer = WordPieceTokenizer(settings.vocab)
     peer = (_python_peer if settings.peer == "python" else _rust_peer)(tokenizer)
@@ -76,10 +76,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     return result
 
 
-def _lines(settings: Settings) -> list[str]:
+def first_lines(path: str, megabytes: float) -> list[str]:
+    """The first lines of a text file, up to a size."""
     lines, size = [], 0
-    for line in read_text(settings.input).split("\n"):
-        if size >= settings.megabytes * 1e6:
+    for line in read_text(path).split("\n"):
+        if size >= megabytes * 1e6:
             break
         lines.append(line)
         size += len(line.encode()) + 1

@@ -1,0 +1,101 @@
+"""Speed of the word boundaries for whole-word masking against jieba.
+
+The two run in turn over the same lines, and their boundaries are compared first.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tyro
+
+from clue_jax.errors import UserError, run_command
+from clue_jax.text.words import word_boundaries
+from tools.bench_tokenizer import first_lines
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Times word segmentation on real text against jieba; ends with one line of JSON."""
+
+    input: str
+    """UTF-8 text file."""
+    megabytes: float = 5.0
+    """How much of the file is used."""
+    pairs: int = 5
+    """Timed runs of each, in turn, after one that is not counted."""
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Runs the command line; prints and returns the result."""
+    settings = tyro.cli(Settings, args=argv)
+    lines = first_lines(settings.input, settings.megabytes)
+    size = sum(len(line.encode()) + 1 for line in lines) / 1e6
+    peer = _jieba()
+    compared, differing = _differences("".join(lines), word_boundaries(lines), peer(lines))
+    our_seconds, peer_seconds = [], []
+    for _ in range(settings.pairs):
+        our_seconds.append(_seconds(word_boundaries, lines))
+        peer_seconds.append(_seconds(peer, lines))
+    ratios = [b / a for a, b in zip(our_seconds, peer_seconds, strict=True)]
+    result = {
+        "benchmark": "segmenter",
+        "megabytes": round(size, 2),
+        "lines": len(lines),
+        "boundaries_compared": compared,
+        "boundaries_differing": differing,
+        "our_mb_per_s": round(size / statistics.median(our_seconds), 2),
+        "peer_mb_per_s": round(size / statistics.median(peer_seconds), 2),
+        "ratio_median": round(statistics.median(ratios), 1),
+        "ratio_min": round(min(ratios), 1),
+        "ratio_max": round(max(ratios), 1),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+    print(json.dumps(result))
+    return result
+
+
+def _jieba() -> Callable[[Sequence[str]], np.ndarray]:
+    """What the original does: jieba with its model for unknown words."""
+    try:
+        import jieba
+    except ImportError as error:
+        raise UserError("the peer needs jieba: pip install jieba") from error
+    jieba.setLogLevel("ERROR")
+    jieba.initialize()
+
+    def boundaries(lines: Sequence[str]) -> np.ndarray:
+        starts = [False] * sum(map(len, lines))
+        at = 0
+        for line in lines:
+            for word in jieba.cut(line):
+                starts[at] = True
+                at += len(word)
+        return np.array(starts)
+
+    return boundaries
+
+
+def _differences(text: str, ours: np.ndarray, theirs: np.ndarray) -> tuple[int, int]:
+    """Places between two Chinese characters, and at how many of them the two do not agree."""
+    chinese = np.array(["\u4e00" <= character <= "\u9fff" for character in text])
+    inner = chinese & np.concatenate([[False], chinese[:-1]])
+    return int(inner.sum()), int((inner & (ours != theirs)).sum())
+
+
+def _seconds(function: Callable[[Sequence[str]], Any], lines: Sequence[str]) -> float:
+    started = time.perf_counter()
+    function(lines)
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    run_command(main)

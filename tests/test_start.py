@@ -20,7 +20,7 @@ def more(vocab_file, tmp_path_factory):
     vocab.write_text(text + "\n甭\n囧\n槑\n", encoding="utf-8")
     extra = folder / "extra.txt"
     extra.write_text(
-        SAMPLE.read_text(encoding="utf-8") + "\n" + "甭囧槑，囧。\n" * 30, encoding="utf-8"
+        SAMPLE.read_text(encoding="utf-8") + "\n" + "甭囧槑，囧。\n" * 120, encoding="utf-8"
     )
     build_shards.main(
         ["--input", str(extra), "--vocab", str(vocab), "--output", str(folder / "shards")]

@@ -132,7 +132,9 @@ def test_a_dead_process_ends_the_other(shards, micro_model, tmp_path, victim):
     processes[victim].kill()
     killed = time.monotonic()
     statuses = end(processes, 60)
-    assert time.monotonic() - killed < 60
+    seconds = time.monotonic() - killed
+    print(f"the other left after {seconds:.1f} s")
+    assert seconds < 60
     other = (tmp_path / f"process{1 - victim}.log").read_text()
     assert statuses[1 - victim] != 0
     # Which of the two comes first is chance: ours, or that of jax's own watch.

@@ -22,6 +22,7 @@ from clue_jax import optim, sharding
 from clue_jax.checkpoint import Checkpoints, checksums, load_params
 from clue_jax.convert.merge import flatten
 from clue_jax.errors import UserError
+from clue_jax.files import read_json
 from clue_jax.guard import SkipWatch
 from clue_jax.model import PretrainingModel
 from clue_jax.train_state import TrainState, abstract, new_state
@@ -205,7 +206,7 @@ def test_lamb_and_a_profile_and_other_held_out_rows(shards, micro_model, tmp_pat
     output = tmp_path / "out"
     run.main([
         *arguments(shards, output, micro_model, steps=8, log_every=1, eval_every=8,
-                   mesh="data=1"),
+                   learning_rate=1e-2, mesh="data=1"),
         "--optimizer", "lamb",
         "--profile", str(tmp_path / "trace"), "--eval-data", str(shards),
     ])  # fmt: skip
@@ -213,7 +214,8 @@ def test_lamb_and_a_profile_and_other_held_out_rows(shards, micro_model, tmp_pat
     assert losses[-1] < losses[0]
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
     rows = (output / "metrics.jsonl").read_text().split('"held_out/sequences": ')[1]
-    assert int(rows.split("}")[0].split(",")[0]) == 68  # all rows, not the few held out
+    # All rows, not the few held out.
+    assert int(rows.split("}")[0].split(",")[0]) == read_json(shards / "manifest.json")["rows"]
     with pytest.raises(UserError, match="--eval-data needs --eval-every"):
         run.main(arguments(shards, tmp_path / "b", micro_model, eval_data=shards))
     with pytest.raises(UserError, match="--profile needs at least 8 steps to do"):
@@ -398,7 +400,9 @@ def test_sigterm_saves_the_step_and_leaves(shards, micro_model, tmp_path):
     process.send_signal(signal.SIGTERM)
     started = time.monotonic()
     assert process.wait(timeout=30) == 143
-    assert time.monotonic() - started < 30
+    seconds = time.monotonic() - started
+    print(f"left {seconds:.1f} s after SIGTERM")
+    assert seconds < 30
     (step,) = (int(path.name) for path in (output / "checkpoints").iterdir())
     assert 2 <= step < 40
     assert start_run(arguments(shards, output, micro_model, **options)).wait() == 0

@@ -14,6 +14,7 @@ import math
 import pickle
 import pickletools
 import struct
+import warnings
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -233,6 +234,13 @@ def _check_operations(file: io.BufferedIOBase) -> None:
     The stack is followed as far as it matters: whether an item is a plain string. Only strings may
     be keys, for to hash nested tuples can take for ever, or the whole of the C stack.
     """
+    with warnings.catch_warnings():
+        # Of odd escapes in strings of a kind that is refused as soon as it is read.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        _follow(file)
+
+
+def _follow(file: io.BufferedIOBase) -> None:
     is_string: list[bool] = []  # of each item on the stack
     marks: list[int] = []
     memo: dict[int, bool] = {}

@@ -74,7 +74,7 @@ def pack_lossless(
         yield row.row()
 
 
-_OPEN = 64  # Rows that wait for parts to fill them. With more, hardly less room is left.
+_OPEN = 64  # Rows that wait for parts to fill them; bounds the memory.
 _LEAST = 3  # Slots of the shortest part: one token in its frame.
 _START = np.array([True])
 

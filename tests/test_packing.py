@@ -7,10 +7,11 @@ import json
 
 import numpy as np
 import pytest
-from conftest import SAMPLE
+from conftest import SAMPLE, build
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clue_jax.data import records
 from clue_jax.errors import UserError
 from clue_jax.text import WordPieceTokenizer, words
 from clue_jax.text.normalize import traditional_to_simplified
@@ -236,6 +237,24 @@ def test_segmenter_finds_the_recorded_words(shared):
         starts = np.zeros(len(record["text"]), bool)
         starts[np.cumsum([0, *lengths[:-1]])] = True
         np.testing.assert_array_equal(words.word_boundaries([record["text"]]), starts)
+
+
+def test_no_word_reaches_over_the_end_of_a_text():
+    texts = ["我们在图", "书馆看书\r", "", "\n", "hello", "world图书", "馆"]
+    alone = [words.word_boundaries([text]) for text in texts]
+    np.testing.assert_array_equal(words.word_boundaries(texts), np.concatenate(alone))
+    assert all(starts[0] for starts in alone if len(starts))
+
+
+def test_padded_packing_gives_every_document_a_row(vocab_file, tmp_path):
+    packed, padded = (
+        build(vocab_file, tmp_path / name, "--packing", name) for name in ("lossless", "padded")
+    )
+    assert padded["rows"] > packed["rows"] and padded["padding_share"] > packed["padding_share"]
+    assert padded["dropped_tokens"] == packed["dropped_tokens"] == 0
+    rows = records.RowShards(tmp_path / "padded")
+    starts = rows.read(np.arange(len(rows)))["document_starts"]
+    assert (starts.sum(axis=1) == 1).all()
 
 
 def test_word_starts_join_characters_of_a_word(tokenizer):

@@ -116,6 +116,13 @@ def named(value: bytes) -> bytes:
     return b"\x80\x02}X\1\0\0\0w" + value + b"s."
 
 
+def test_an_odd_escape_is_refused_without_a_warning(tmp_path):
+    path = tmp_path / "x.bin"
+    path.write_bytes(as_zip(b"\x80\x02S'\\z'\n."))
+    with pytest.raises(UserError, match="uses the operation STRING"):
+        read_weights(path)
+
+
 def test_the_hand_made_tensor_is_read(tmp_path):
     """So that what is refused below is refused for its fault."""
     for layout, build in LAYOUTS.items():

@@ -29,6 +29,7 @@ from finetune.job import Job, dropout_key, prepare
 from finetune.model import random_params, with_params
 from finetune.rows import Rows, batch_of
 from finetune.settings import Settings as RunSettings
+from tools.ratios import ratios
 
 _COMPARED = 5  # batches
 
@@ -88,7 +89,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         started = time.perf_counter()
         peer.epoch()
         peer_seconds.append(time.perf_counter() - started)
-    ratios = [b / a for a, b in zip(ours_seconds, peer_seconds, strict=True)]
     result = {
         "benchmark": "finetune",
         "peer": f"torch {peer.torch.__version__} and transformers {peer.transformers.__version__}",
@@ -107,9 +107,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "peer_seconds": [round(s, 2) for s in peer_seconds],
         "our_examples_per_second": round(len(job.train) / statistics.median(ours_seconds), 1),
         "peer_examples_per_second": round(len(job.train) / statistics.median(peer_seconds), 1),
-        "ratio_median": round(statistics.median(ratios), 2),
-        "ratio_min": round(min(ratios), 2),
-        "ratio_max": round(max(ratios), 2),
+        **ratios(peer_seconds, ours_seconds, 2),
         "jax": jax.__version__,
         "python": platform.python_version(),
         "device": jax.devices()[0].device_kind,

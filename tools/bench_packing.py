@@ -31,6 +31,7 @@ from pretraining.masking import Masking
 from pretraining.start import random_params
 from pretraining.step import train_step
 from tools.bench_tokenizer import first_lines
+from tools.ratios import ratios
 
 _PACKINGS = ("lossless", "padded")
 
@@ -70,7 +71,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         masking = Masking("whole-word", 0.15, None)
         examples = {packing: Examples(shards[packing], None, masking, 0) for packing in _PACKINGS}
         rates = _rates(settings, examples)
-    ratios = [a / b for a, b in zip(rates["lossless"], rates["padded"], strict=True)]
     result = {
         "benchmark": "packing",
         "documents": len(lines),
@@ -81,9 +81,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "padded_padding_share": examples["padded"].manifest["padding_share"],
         "packed_tokens_per_second": round(statistics.median(rates["lossless"])),
         "padded_tokens_per_second": round(statistics.median(rates["padded"])),
-        "ratio_median": round(statistics.median(ratios), 2),
-        "ratio_min": round(min(ratios), 2),
-        "ratio_max": round(max(ratios), 2),
+        **ratios(rates["lossless"], rates["padded"], 2),
         "jax": jax.__version__,
         "python": platform.python_version(),
         "device": jax.devices()[0].device_kind,

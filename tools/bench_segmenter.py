@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ import tyro
 from clue_jax.errors import UserError, run_command
 from clue_jax.text.words import word_boundaries
 from tools.bench_tokenizer import first_lines
+from tools.ratios import ratios, seconds_in_turn
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     size = sum(len(line.encode()) + 1 for line in lines) / 1e6
     peer = _jieba()
     compared, differing = _differences("".join(lines), word_boundaries(lines), peer(lines))
-    our_seconds, peer_seconds = [], []
-    for _ in range(settings.pairs):
-        our_seconds.append(_seconds(word_boundaries, lines))
-        peer_seconds.append(_seconds(peer, lines))
-    ratios = [b / a for a, b in zip(our_seconds, peer_seconds, strict=True)]
+    our_seconds, peer_seconds = seconds_in_turn(
+        lambda: word_boundaries(lines), lambda: peer(lines), settings.pairs
+    )
     result = {
         "benchmark": "segmenter",
         "megabytes": round(size, 2),
@@ -53,9 +51,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "boundaries_differing": differing,
         "our_mb_per_s": round(size / statistics.median(our_seconds), 2),
         "peer_mb_per_s": round(size / statistics.median(peer_seconds), 2),
-        "ratio_median": round(statistics.median(ratios), 1),
-        "ratio_min": round(min(ratios), 1),
-        "ratio_max": round(max(ratios), 1),
+        **ratios(peer_seconds, our_seconds, 1),
         "python": platform.python_version(),
         "machine": platform.machine(),
     }
@@ -89,12 +85,6 @@ def _differences(text: str, ours: np.ndarray, theirs: np.ndarray) -> tuple[int, 
     chinese = np.array(["\u4e00" <= character <= "\u9fff" for character in text])
     inner = chinese & np.concatenate([[False], chinese[:-1]])
     return int(inner.sum()), int((inner & (ours != theirs)).sum())
-
-
-def _seconds(function: Callable[[Sequence[str]], Any], lines: Sequence[str]) -> float:
-    started = time.perf_counter()
-    function(lines)
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

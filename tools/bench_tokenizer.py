@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from clue_jax.errors import UserError, run_command
 from clue_jax.files import read_text
 from clue_jax.text import WordPieceTokenizer
 from clue_jax.text.wordpiece import MAX_WORD_LENGTH, SPECIAL_TOKENS
+from tools.ratios import ratios, seconds_in_turn
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     equal = sum(
         batch.ids[splits[i] : splits[i + 1]].tolist() == ids for i, ids in enumerate(theirs)
     )
-    ours_seconds, peer_seconds = [], []
-    for _ in range(settings.pairs):
-        ours_seconds.append(_seconds(tokenizer.encode_batch, lines))
-        peer_seconds.append(_seconds(peer, lines))
-    ratios = [b / a for a, b in zip(ours_seconds, peer_seconds, strict=True)]
+    ours_seconds, peer_seconds = seconds_in_turn(
+        lambda: tokenizer.encode_batch(lines), lambda: peer(lines), settings.pairs
+    )
     result = {
         "benchmark": "tokenizer",
         "peer": settings.peer,
@@ -66,9 +64,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "lines_equal": equal,
         "ours_mb_per_s": round(size / statistics.median(ours_seconds), 2),
         "peer_mb_per_s": round(size / statistics.median(peer_seconds), 2),
-        "ratio_median": round(statistics.median(ratios), 1),
-        "ratio_min": round(min(ratios), 1),
-        "ratio_max": round(max(ratios), 1),
+        **ratios(peer_seconds, ours_seconds, 1),
         "python": platform.python_version(),
         "machine": platform.machine(),
     }
@@ -85,12 +81,6 @@ def first_lines(path: str, megabytes: float) -> list[str]:
         lines.append(line)
         size += len(line.encode()) + 1
     return lines
-
-
-def _seconds(function: Callable[[Sequence[str]], Any], lines: Sequence[str]) -> float:
-    started = time.perf_counter()
-    function(lines)
-    return time.perf_counter() - started
 
 
 def _python_peer(tokenizer: WordPieceTokenizer) -> Callable[[Sequence[str]], list[list[int]]]:

@@ -9,7 +9,7 @@ import functools
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,17 +42,18 @@ TABLE = (
 _log = logging.getLogger(__name__)
 
 
-def make_mesh(spec: str | None) -> Mesh:
+def make_mesh(spec: str | None, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over the first devices.
 
     Args:
       spec: such as "data=8" or "data=2,fsdp=4"; axes left out have size 1. None puts all devices on
         `data`.
+      devices: those of this machine, or others to compile for.
 
     Raises:
       UserError: for a malformed specification or more devices than there are.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     sizes = dict.fromkeys(AXES, 1)
     if spec is None:
         sizes["data"] = len(devices)
@@ -67,7 +68,7 @@ def make_mesh(spec: str | None) -> Mesh:
             sizes[match[1]] = int(match[2])
     total = math.prod(sizes.values())
     if total > len(devices):
-        raise UserError(f"--mesh {spec!r} needs {total} devices, this machine has {len(devices)}")
+        raise UserError(f"--mesh {spec!r} needs {total} devices, there are {len(devices)}")
     # The default axis type, Explicit, is not understood by Linen's layers.
     return jax.make_mesh(
         tuple(sizes.values()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -47,13 +48,27 @@ def new_state(
       optimizer: gives the optimizer state.
       mesh: where the arrays live.
     """
-
-    def create() -> TrainState:
-        params = init()
-        return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
-
+    create = functools.partial(_create, init, optimizer)
     shardings = state_shardings(jax.eval_shape(create), mesh)
     return jax.jit(create, out_shardings=shardings)()
+
+
+def abstract_state(
+    init: Callable[[], Any], optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """Shapes, types and shardings of `new_state` without the arrays; the devices of the mesh need
+    not be there."""
+    shapes = jax.eval_shape(functools.partial(_create, init, optimizer))
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        state_shardings(shapes, mesh),
+    )
+
+
+def _create(init: Callable[[], Any], optimizer: optax.GradientTransformation) -> TrainState:
+    params = init()
+    return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
 
 
 def summed_gradients(

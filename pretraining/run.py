@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import logging
 import time
@@ -21,19 +20,16 @@ from clue_jax.convert.loaded import LoadedModel
 from clue_jax.convert.target import write
 from clue_jax.errors import UserError, run_command
 from clue_jax.guard import SkipWatch, leave, terminable
-from clue_jax.model import PretrainingModel
 from clue_jax.runlog import RunLog
-from clue_jax.train_state import TrainState, abstract, compute_dtype, new_state
+from clue_jax.train_state import TrainState, abstract, new_state
 from pretraining.evaluate import evaluate
 from pretraining.examples import Examples
 from pretraining.masking import Masking
+from pretraining.program import program
 from pretraining.settings import Settings, check, check_batch, claim
 from pretraining.stages import batches, described, open_stages, planned
-from pretraining.start import initial_model, model_config, random_params, starting_params
-from pretraining.step import Interval, train_steps
-
-# What the masked-LM loss does not reach. In the original these get no update and no decay.
-NEXT_SENTENCE_ONLY = r"^(bert/pooler|next_sentence)/"
+from pretraining.start import initial_model, model_config, starting_params
+from pretraining.step import Interval
 
 PROFILED = range(3, 8)  # Calls after the start that --profile shows; the first ones compile.
 
@@ -73,45 +69,19 @@ def run(settings: Settings) -> dict[str, Any]:
     examples, steps = stages[-1].examples, stages[-1].stop
     for stage in stages:
         config = model_config(settings, initial, stage.examples)
-    schedule = optim.learning_rate(
-        settings.schedule, settings.learning_rate, steps, settings.warmup_steps
-    )
-    optimizer = {"adamw": optim.adamw, "lamb": optim.lamb}[settings.optimizer](
-        schedule,
-        b2=settings.adam_b2,
-        weight_decay=settings.weight_decay,
-        max_gradient_norm=settings.max_gradient_norm,
-        frozen=None if settings.next_sentence else NEXT_SENTENCE_ONLY,
-    )
-    if settings.ema_decay:
-        optimizer = optim.with_average(optimizer, settings.ema_decay)
+    job = program(settings, config, steps)
     output = Path(settings.output)
     claim(output, settings, config, examples, described(stages, masking), initial, mesh)
 
     # ---- The state: the newest checkpoint, else --init, else random weights ----------------------
-    dtype = compute_dtype(settings.dtype)
-    model = PretrainingModel(config, dtype, remat=settings.remat == "layers")
-    key = jax.random.key(settings.seed, impl=settings.prng)
-    state = new_state(lambda: random_params(model, key), optimizer, mesh)
+    state = new_state(job.init, job.optimizer, mesh)
     state_shardings = sharding.state_shardings(state, mesh)
     if initial:
         params = starting_params(state.params, initial.params, mesh)
         params = jax.device_put(params, state_shardings.params)
-        opt_state = jax.jit(optimizer.init, out_shardings=state_shardings.opt_state)(params)
+        opt_state = jax.jit(job.optimizer.init, out_shardings=state_shardings.opt_state)(params)
         state = dataclasses.replace(state, params=params, opt_state=opt_state)
-    step_function = jax.jit(
-        functools.partial(
-            train_steps,
-            model=model,
-            optimizer=optimizer,
-            key=jax.random.fold_in(key, 1),
-            next_sentence=settings.next_sentence,
-            accumulate=settings.accumulate,
-        ),
-        donate_argnums=0,
-        out_shardings=(state_shardings, sharding.replicated(mesh)),
-    )
-    eval_model = PretrainingModel(config.without_dropout(), dtype)
+    step_function = job.compiled_step(state_shardings, mesh)
     meta = dataclasses.asdict(settings)
 
     def trained(state: TrainState) -> Any:
@@ -147,7 +117,7 @@ def run(settings: Settings) -> dict[str, Any]:
                     jax.profiler.stop_trace()
                 if step % settings.log_every == 0 or is_last:
                     last = interval.numbers(step) | {
-                        "learning_rate": float(schedule(step - 1)),
+                        "learning_rate": float(job.schedule(step - 1)),
                         "epoch": stage.epoch(step),
                     }
                     log.write(step, last)
@@ -156,7 +126,7 @@ def run(settings: Settings) -> dict[str, Any]:
                 if stage.held_out and (step % settings.eval_every == 0 or is_stage_end):
                     paused = time.monotonic()
                     result = evaluate(
-                        eval_model, trained(state), stage.held_out, stage.batch_size, mesh
+                        job.eval_model, trained(state), stage.held_out, stage.batch_size, mesh
                     )
                     log.write(step, {f"held_out/{name}": value for name, value in result.items()})
                     interval.pause(time.monotonic() - paused)

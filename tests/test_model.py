@@ -188,10 +188,11 @@ def test_initial_weights_are_the_originals_distribution():
             assert (np.asarray(value) == 1).all()
 
 
-@pytest.mark.parametrize("shape", [(64, 64), (100, 37), (3, 5, 7, 1)])
-def test_dropout_drops_its_share_and_keeps_the_mean(shape):
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg"])
+@pytest.mark.parametrize("shape", [(64, 64), (100, 37), (3, 5, 7, 1), (2, 3, 20, 30)])
+def test_dropout_drops_its_share_and_keeps_the_mean(shape, kind):
     x = jnp.ones(shape)
-    drawn = np.stack([dropout(x, 0.1, jax.random.key(i)) for i in range(60)])
+    drawn = np.stack([dropout(x, 0.1, jax.random.key(i, impl=kind)) for i in range(60)])
     share = 26 / 256
     assert set(np.unique(drawn)) <= {0.0, np.float32(1 / (1 - share))}
     n = drawn.size

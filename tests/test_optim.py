@@ -16,7 +16,7 @@ from clue_jax.errors import UserError
 from clue_jax.model import PretrainingModel
 from clue_jax.sharding import make_mesh, state_shardings
 from clue_jax.train_state import TrainState
-from pretraining.run import NEXT_SENTENCE_ONLY
+from pretraining.program import NEXT_SENTENCE_ONLY
 from pretraining.step import train_step
 
 

@@ -150,7 +150,7 @@ def test_folders_of_something_else_are_left_alone(tmp_path, vocab_file, shards, 
     ("changes", "message"),
     [
         ({"batch_size": 12}, "--batch-size 12 is not a multiple of 8"),
-        ({"mesh": "data=16"}, "needs 16 devices, this machine has 8"),
+        ({"mesh": "data=16"}, "needs 16 devices, there are 8"),
         ({"mesh": "rows=2"}, "expected AXIS=SIZE"),
         ({"seq_len": 64}, "--seq-len 64, but .* holds rows of 32 slots"),
         ({"warmup_steps": 9}, "--warmup-steps 9 must lie between 0 and --steps 6"),

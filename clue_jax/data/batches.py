@@ -14,16 +14,18 @@ from clue_jax.data.tf import is_usable, tensorflow
 
 Batch = dict[str, np.ndarray]
 
-# A pretraining batch:
-#   input_ids            int32 [B, T], masks applied
-#   document_ids         int32 [B, T], 1, 2, ... by document in the row, 0 for padding
-#   position_ids         int32 [B, T], counted from each document's start
-#   segment_ids          int32 [B, T]
-#   masked_lm_positions  int32 [B, M]
-#   masked_lm_ids        int32 [B, M]
-#   masked_lm_weights    float32 [B, M], 0 for unused slots and padded rows
-#   next_sentence_labels int32 [B]
-#   next_sentence_weights float32 [B], 0 where there is no pair and for padded rows
+# The arrays of a pretraining batch: dimensions and type.
+PRETRAINING_BATCH = {
+    "input_ids": ("BT", np.int32),  # masks applied
+    "document_ids": ("BT", np.int32),  # 1, 2, ... by document in the row, 0 for padding
+    "position_ids": ("BT", np.int32),  # counted from each document's start
+    "segment_ids": ("BT", np.int32),
+    "masked_lm_positions": ("BM", np.int32),
+    "masked_lm_ids": ("BM", np.int32),
+    "masked_lm_weights": ("BM", np.float32),  # 0 for unused slots and padded rows
+    "next_sentence_labels": ("B", np.int32),
+    "next_sentence_weights": ("B", np.float32),  # 0 where there is no pair and for padded rows
+}
 
 _AHEAD = 8
 _THREADS = min(4, os.cpu_count() or 1)  # a thread makes some 4 million slots a second

@@ -72,8 +72,10 @@ class Embeddings(nn.Module):
             positions = self.position_embeddings[:length]
         else:
             positions = _rows(self.position_embeddings, position_ids)
-        words = _rows(self.word_embeddings, input_ids)
-        x = words + _rows(self.token_type_embeddings, segment_ids) + positions
+        # A product, since the gradient of picking rows is added row by row on a TPU.
+        kinds = jax.nn.one_hot(segment_ids, self.config.type_vocab_size, dtype=jnp.float32)
+        types = jnp.matmul(kinds, self.token_type_embeddings, precision=jax.lax.Precision.HIGHEST)
+        x = _rows(self.word_embeddings, input_ids) + types + positions
         return self.dropout(self.layer_norm(x.astype(self.dtype)), deterministic)
 
 

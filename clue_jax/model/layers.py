@@ -65,7 +65,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
     """Zeroes elements with probability `rate`, rounded to 1/256, and rescales the rest exactly.
 
     One random byte an element instead of four: drawing them is a large part of a small model's
-    step. The numbers depend on the key and the shape alone, not on the mesh.
+    step. With a threefry key the numbers depend on the key and the shape alone, not on the mesh.
 
     Args:
       x: [..., W].
@@ -73,11 +73,22 @@ def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
       key: a jax.random key.
     """
     dropped = min(255, round(rate * 256))
-    words = -(-x.shape[-1] // 4)
-    random = jax.random.bits(key, (*x.shape[:-1], words), jnp.uint32)
-    random = jax.lax.bitcast_convert_type(random, jnp.uint8).reshape(*x.shape[:-1], 4 * words)
-    keep = random[..., : x.shape[-1]] >= dropped
+    keep = _random_bytes(x.shape, key) >= dropped
     return jnp.where(keep, x * jnp.asarray(256 / (256 - dropped), x.dtype), 0)
+
+
+def _random_bytes(shape: tuple[int, ...], key: jax.Array) -> jax.Array:
+    """uint8 [*shape], by the cheapest way for the kind of key."""
+    if jax.random.key_impl(key) == "rbg":  # the device's own generator, which gives bytes
+        if len(shape) < 4:
+            return jax.random.bits(key, shape, jnp.uint8)
+        # Attention weights lie in a TPU with the queries innermost; these then need no transposing.
+        *outer, queries, keys = shape
+        return jax.random.bits(key, (*outer, keys, queries), jnp.uint8).swapaxes(-2, -1)
+    words = -(-shape[-1] // 4)
+    random = jax.random.bits(key, (*shape[:-1], words), jnp.uint32)
+    random = jax.lax.bitcast_convert_type(random, jnp.uint8).reshape(*shape[:-1], 4 * words)
+    return random[..., : shape[-1]]
 
 
 class Dropout(nn.Module):

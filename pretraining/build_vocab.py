@@ -54,7 +54,20 @@ class Settings:
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Runs the command line; prints and returns the summary."""
-    settings = tyro.cli(Settings, args=argv)
+    summary = build(tyro.cli(Settings, args=argv))
+    print(json.dumps(summary))
+    return summary
+
+
+def build(settings: Settings) -> dict[str, Any]:
+    """Writes the vocabulary that the settings ask for.
+
+    Returns:
+      "output" and "entries".
+
+    Raises:
+      UserError: for bad settings or input.
+    """
     if bool(settings.input) == bool(settings.from_google):
         raise UserError("give either --input FILE... or --from-google FILE")
     if settings.from_google:
@@ -70,12 +83,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         model = Path(settings.output).parent / MODEL_FILE
         if settings.algorithm == "wordpiece" and model.exists():
             raise UserError(f"{model}: belongs to another vocabulary; choose another folder")
-        build = _wordpiece if settings.algorithm == "wordpiece" else _sentencepiece
-        entries = build(settings)
+        make = _wordpiece if settings.algorithm == "wordpiece" else _sentencepiece
+        entries = make(settings)
     write_text(settings.output, "".join(entry + "\n" for entry in entries))
-    summary = {"output": settings.output, "entries": len(entries)}
-    print(json.dumps(summary))
-    return summary
+    return {"output": settings.output, "entries": len(entries)}
 
 
 def _lines(settings: Settings) -> Iterator[str]:

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by run_sample.sh and run_tests.sh: makes .venv if there is none, installs a requirement
 # file into it when that has changed, and sets $python.
 #

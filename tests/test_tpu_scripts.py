@@ -1,0 +1,235 @@
+"""The launch scripts for TPU VMs, against a gcloud that keeps what it was asked for."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+SCRIPTS = ROOT / "tools" / "tpu"
+NAMES = sorted(path.stem for path in SCRIPTS.glob("*.sh") if path.stem != "common")
+WHERE = ["--name", "my-tpu", "--zone", "europe-west4-a"]
+MINIMAL = {
+    "start": ["--", "python", "-m", "pretraining.run"],
+    "resume": ["--", "python", "-m", "pretraining.run"],
+    "finetune": ["--model", "RoBERTa-tiny-clue"],
+    "fetch": ["--from", "work/clue"],
+}
+
+# Flags of each command of gcloud that is used, from its reference (release 500 and later).
+FLAGS = {
+    "tpu-vm create": {"accelerator-type", "version", "spot"},
+    "tpu-vm describe": {"format"},
+    "tpu-vm delete": {"quiet"},
+    "tpu-vm ssh": {"worker", "command"},
+    "tpu-vm scp": {"worker", "recurse"},
+    "queued-resources create": {
+        "node-id", "accelerator-type", "runtime-version", "spot", "valid-until-duration",
+    },
+    "queued-resources describe": {"format"},
+    "queued-resources delete": {"force", "quiet"},
+}  # fmt: skip
+
+# Answers `describe` from states.json, the first of the list each time and the last for ever; runs
+# what `ssh` brings in a folder that stands for the VM, if there is one; keeps all arguments.
+GCLOUD = """#!{python}
+import json, os, pathlib, subprocess, sys
+home = pathlib.Path({home!r})
+with open(home / "calls.jsonl", "a") as file:
+    file.write(json.dumps(sys.argv[1:]) + "\\n")
+if "describe" in sys.argv:
+    states = json.loads((home / "states.json").read_text())
+    if len(states) > 1:
+        (home / "states.json").write_text(json.dumps(states[1:]))
+    if states[0] is None:
+        sys.exit("not found")
+    print(states[0])
+commands = [a.removeprefix("--command=") for a in sys.argv if a.startswith("--command=")]
+if commands and (home / "vm").is_dir():
+    sys.exit(subprocess.run(["bash", "-c", commands[0]], cwd=home / "vm").returncode)
+"""
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    """A folder with gcloud in bin/."""
+    (tmp_path / "bin").mkdir()
+    gcloud = tmp_path / "bin" / "gcloud"
+    gcloud.write_text(GCLOUD.format(python=sys.executable, home=str(tmp_path)))
+    gcloud.chmod(0o755)
+    (tmp_path / "states.json").write_text('["READY"]')
+    return tmp_path
+
+
+def run(cloud, script: str, *options: str, **changes) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PATH": f"{cloud / 'bin'}:{os.environ['PATH']}"}
+    command = ["bash", str(SCRIPTS / f"{script}.sh"), *options]
+    given = {"capture_output": True, "text": True, "env": environment, "timeout": 120}
+    return subprocess.run(command, **{**given, **changes})
+
+
+def calls(cloud) -> list[list[str]]:
+    path = cloud / "calls.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def verbs(cloud) -> list[str]:
+    return [" ".join(call[2:4]) for call in calls(cloud)]
+
+
+def check_flags(words: list[str]) -> None:
+    assert words[:2] == ["compute", "tpus"]
+    known = FLAGS[" ".join(words[2:4])] | {"zone", "project"}
+    for word in words[4:]:
+        if word.startswith("--"):
+            assert word[2:].split("=")[0] in known, word
+
+
+@pytest.mark.parametrize("script", NAMES)
+def test_a_dry_run_prints_what_would_run(cloud, script):
+    done = run(cloud, script, "--dry-run", *WHERE, *MINIMAL.get(script, []))
+    assert done.returncode == 0, done.stderr
+    assert calls(cloud) == []
+    printed = shlex.split(done.stdout)
+    starts = [i for i, word in enumerate(printed) if word == "gcloud"]
+    assert starts
+    for start, stop in zip(starts, [*starts[1:], None], strict=True):
+        check_flags(printed[start + 1 : stop])
+
+
+@pytest.mark.parametrize("script", sorted(set(NAMES) - {"resume", "setup"}))
+def test_what_runs_is_what_a_dry_run_prints(cloud, script):
+    given = [*WHERE, "--project", "p 1", *MINIMAL.get(script, [])]
+    if script == "fetch":
+        given += ["--to", str(cloud / "here")]
+    printed = shlex.split(run(cloud, script, "--dry-run", *given).stdout)
+    assert run(cloud, script, *given).returncode == 0
+    ran = [word for call in calls(cloud) for word in ["gcloud", *call]]
+    assert ran == printed
+
+
+def test_spot_and_queue_are_asked_for(cloud):
+    run(cloud, "create", *WHERE, "--type", "v6e-8", "--spot", "--queued", "--valid", "6h")
+    [call] = calls(cloud)
+    assert call[2:5] == ["queued-resources", "create", "my-tpu"]
+    assert {"--spot", "--valid-until-duration=6h", "--runtime-version=v2-alpha-tpuv6e"} <= set(call)
+    assert {"--node-id=my-tpu", "--accelerator-type=v6e-8", "--zone=europe-west4-a"} <= set(call)
+
+
+def test_setup_brings_the_checkout_that_is_committed(cloud):
+    assert run(cloud, "setup", *WHERE, "--bucket", "my-bucket").returncode == 0
+    assert verbs(cloud) == ["tpu-vm scp", "tpu-vm ssh", "tpu-vm ssh"]
+    copied, installed, mounted = calls(cloud)
+    assert copied[4].endswith("clue_jax.tar.gz") and copied[5] == "my-tpu:clue_jax.tar.gz"
+    assert all("--worker=all" in call for call in (copied, installed, mounted))
+    for call in (installed, mounted):
+        script = next(word for word in call if word.startswith("--command="))
+        check = subprocess.run(["bash", "-n", "-c", script.removeprefix("--command=")])
+        assert check.returncode == 0
+    assert "'.[tpu]'" in " ".join(installed)
+    assert "my-bucket clue_jax/bucket" in " ".join(mounted)
+
+
+@pytest.fixture
+def vm(cloud):
+    """A machine on which what ssh brings really runs, set up already."""
+    (cloud / "vm" / "clue_jax" / ".venv" / "bin").mkdir(parents=True)
+    (cloud / "vm" / "clue_jax" / ".venv" / "bin" / "activate").touch()
+    return cloud
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_job_starts_shows_its_log_and_is_stopped(vm):
+    folder = vm / "vm" / "clue_jax"
+    job = "trap 'echo saved; exit 143' TERM; echo \"it's $1\"; while :; do sleep 0.1; done"
+    command = ["bash", "-c", job, "name", "a b"]
+    assert run(vm, "start", *WHERE, "--", *command).returncode == 0
+    wait_for(lambda: (folder / "job.log").exists() and (folder / "job.log").read_text())
+    assert run(vm, "log", *WHERE).stdout == "it's a b\n"
+
+    again = run(vm, "start", *WHERE, "--", *command)
+    assert again.returncode != 0 and "a job runs already" in again.stderr
+
+    assert run(vm, "stop", *WHERE).returncode == 0
+    assert run(vm, "log", *WHERE).stdout == "it's a b\nsaved\n"
+    assert not (folder / "job.pid").exists()
+
+
+def test_what_was_taken_away_is_made_again_and_goes_on(vm):
+    (vm / "states.json").write_text('["PREEMPTED", "CREATING", "READY"]')
+    job = "echo step >> steps; sleep 0.2"
+    options = ["--spot", "--every", "0.2", "--type", "v3-8"]
+    # Unpacking and installing are done already.
+    for path in ("bin/tar", "bin/python3", "vm/clue_jax/.venv/bin/python"):
+        (vm / path).write_text("#!/bin/sh\n")
+        (vm / path).chmod(0o755)
+    done = run(vm, "resume", *WHERE, *options, "--", "bash", "-c", job)
+    assert done.returncode == 0, done.stderr
+    assert "the command has ended" in done.stderr
+    assert (vm / "vm" / "clue_jax" / "steps").read_text() == "step\n"
+    shown = [verb for verb in verbs(vm) if "ssh" not in verb]
+    assert shown == [
+        "tpu-vm describe", "tpu-vm delete", "tpu-vm create", "tpu-vm describe", "tpu-vm describe",
+        "tpu-vm scp", *["tpu-vm describe"] * (len(shown) - 6),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "message"),
+    [
+        ("create", ["--zone", "z"], "--name and --zone are needed"),
+        ("create", [*WHERE, "--type", "v9-8"], "--type v9-8: not known"),
+        ("create", [*WHERE, "--spt"], "unknown option --spt"),
+        ("create", [*WHERE, "--valid", "6h"], "--valid needs --queued"),
+        ("create", [*WHERE, "--type"], "--type needs a value"),
+        ("create", ["--name", "My_TPU", "--zone", "z"], "small letters, digits and -"),
+        ("start", WHERE, "a command is needed after --"),
+        ("finetune", WHERE, "--model is needed"),
+        ("fetch", WHERE, "--from is needed"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(cloud, script, options, message):
+    done = run(cloud, script, *options)
+    assert done.returncode == 1
+    assert message in done.stderr and done.stderr.count("\n") == 1
+    assert calls(cloud) == []
+
+
+@pytest.mark.parametrize("script", NAMES)
+def test_help_explains_every_option(script, tmp_path):
+    done = subprocess.run(
+        ["bash", str(SCRIPTS / f"{script}.sh"), "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    for option in ("--name NAME", "--zone ZONE", "--dry-run ", "--help"):
+        assert option in done.stdout
+
+
+def test_without_gcloud_it_says_where_to_get_it(tmp_path):
+    for name in ("bash", "cat"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    done = subprocess.run(
+        [str(tmp_path / "bash"), str(SCRIPTS / "delete.sh"), *WHERE],
+        capture_output=True, text=True, env={"PATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 1 and "gcloud is not there" in done.stderr
+
+
+def test_shellcheck_has_nothing_to_say():
+    if not (shellcheck := shutil.which("shellcheck", path=Path(sys.executable).parent)):
+        pytest.skip("shellcheck is not installed")
+    scripts = [*SCRIPTS.glob("*.sh"), *ROOT.glob("*.sh"), *(ROOT / "tools").glob("*.sh")]
+    done = subprocess.run([shellcheck, *map(str, scripts)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

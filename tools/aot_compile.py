@@ -8,7 +8,6 @@ cycles it expects of it. Their sum is close to what is measured; time between de
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import time
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from pretraining.settings import Settings as RunSettings
 from pretraining.settings import check_batch
 from tools import hlo
 from tools.chips import TPUS, Chip, flops_per_token
+from tools.result import print_result
 
 _CLASSES = 15  # of --job predict; TNEWS has as many
 
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     jax.config.update("jax_platforms", "cpu")  # with libtpu there, jax would look for a TPU
     devices = topology_devices(settings.topology)
     result = largest(settings, devices) if settings.largest_batch else measure(settings, devices)
-    print(json.dumps(result))
+    print_result(result)
     return result
 
 

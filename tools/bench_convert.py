@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from clue_jax.convert.merge import nest
 from clue_jax.convert.names import shapes
 from clue_jax.convert.target import write
 from clue_jax.errors import UserError, run_command
+from tools.result import print_result
 
 _HEAVY = ("jax", "tensorflow", "torch", "transformers", "orbax")
 
@@ -77,10 +77,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "memory_limit_mb": round(1.3 * size / 1e6 + 300, 1),
         "dtype": settings.dtype or "float32",
         "round_trip_equal": None if settings.dtype else True,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
     }
-    print(json.dumps(result))
+    print_result(result)
     return result
 
 

@@ -7,8 +7,6 @@ are compared before anything is timed.
 from __future__ import annotations
 
 import dataclasses
-import json
-import platform
 import statistics
 import tempfile
 import time
@@ -30,6 +28,7 @@ from finetune.model import random_params, with_params
 from finetune.rows import Rows, batch_of
 from finetune.settings import Settings as RunSettings
 from tools.ratios import ratios
+from tools.result import print_result
 
 _COMPARED = 5  # batches
 
@@ -109,10 +108,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "peer_examples_per_second": round(len(job.train) / statistics.median(peer_seconds), 1),
         **ratios(peer_seconds, ours_seconds, 2),
         "jax": jax.__version__,
-        "python": platform.python_version(),
         "device": jax.devices()[0].device_kind,
     }
-    print(json.dumps(result))
+    print_result(result)
     return result
 
 

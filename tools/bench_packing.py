@@ -7,8 +7,6 @@ in turn.
 from __future__ import annotations
 
 import functools
-import json
-import platform
 import statistics
 import tempfile
 import time
@@ -32,6 +30,7 @@ from pretraining.start import random_params
 from pretraining.step import train_step
 from tools.bench_tokenizer import first_lines
 from tools.ratios import ratios
+from tools.result import print_result
 
 _PACKINGS = ("lossless", "padded")
 
@@ -83,10 +82,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "padded_tokens_per_second": round(statistics.median(rates["padded"])),
         **ratios(rates["lossless"], rates["padded"], 2),
         "jax": jax.__version__,
-        "python": platform.python_version(),
         "device": jax.devices()[0].device_kind,
     }
-    print(json.dumps(result))
+    print_result(result)
     return result
 
 

@@ -6,9 +6,7 @@ dropout are compared before anything is timed. Batches are made beforehand.
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -36,6 +34,7 @@ from pretraining.settings import Settings as RunSettings
 from pretraining.settings import check_batch
 from tools.chips import flops_per_token, peak_teraflops
 from tools.ratios import ratios
+from tools.result import print_result
 
 _SAMPLE = Path(build_shards.__file__).with_name("sample_zh.txt")
 _COMPARED = 2  # batches
@@ -103,7 +102,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     result = _times(settings, config, ours, peer, batches, mesh)
     if peer:
         result |= {"peer": peer.name, "loss_difference": difference}
-    print(json.dumps(result))
+    print_result(result)
     return result
 
 
@@ -282,7 +281,6 @@ def _times(
         "devices": mesh.size,
         "device": device.device_kind,
         "jax": jax.__version__,
-        "python": platform.python_version(),
     }
     if peer:
         result["peer_ms_per_step"] = round(statistics.median(ms[1]), 2)

@@ -5,8 +5,6 @@ The two run in turn over the same lines, and their ids are compared first.
 
 from __future__ import annotations
 
-import json
-import platform
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from clue_jax.files import read_text
 from clue_jax.text import WordPieceTokenizer
 from clue_jax.text.wordpiece import MAX_WORD_LENGTH, SPECIAL_TOKENS
 from tools.ratios import ratios, seconds_in_turn
+from tools.result import print_result
 
 
 @dataclass(frozen=True)
@@ -65,10 +64,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "ours_mb_per_s": round(size / statistics.median(ours_seconds), 2),
         "peer_mb_per_s": round(size / statistics.median(peer_seconds), 2),
         **ratios(peer_seconds, ours_seconds, 1),
-        "python": platform.python_version(),
-        "machine": platform.machine(),
     }
-    print(json.dumps(result))
+    print_result(result)
     return result
 
 

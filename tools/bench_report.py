@@ -1,0 +1,194 @@
+"""Makes the tables and the picture of docs/RESULTS.md out of the results kept in docs/results/.
+
+A table stands in the page between two comments, the first of which says what is in it:
+
+    <!-- results: KIND FILES -->
+    <!-- end of results -->
+
+FILES is a pattern such as step_*.json. Under each table stand the commands that gave its numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from clue_jax.config import PRESETS
+from clue_jax.errors import UserError, run_command
+from clue_jax.files import atomic_file, read_object, read_text, write_text
+
+_BLOCK = re.compile(r"(<!-- results: (\S+) (\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+
+# Milliseconds a step on a TPU v3-8 in the original's table. Its batch is not said; 1024 fits best.
+ORIGINAL_MS = {"tiny": 50, "base": 350}
+
+Column = tuple[str, Callable[[dict[str, Any]], Any]]
+
+
+def _share(key: str) -> Callable[[dict[str, Any]], str]:
+    return lambda r: "" if r.get(key) is None else f"{100 * r[key]:.1f} %"
+
+
+def _number(key: str, digits: int = 0, per: float = 1) -> Callable[[dict[str, Any]], str]:
+    return lambda r: "" if r.get(key) is None else f"{r[key] / per:,.{digits}f}"
+
+
+def _word(key: str) -> Callable[[dict[str, Any]], str]:
+    return lambda r: "" if r.get(key) is None else str(r[key])
+
+
+def _ratio(r: dict[str, Any]) -> str:
+    if "ratio_median" not in r:
+        return ""
+    return f"{r['ratio_median']} ({r['ratio_min']} to {r['ratio_max']})"
+
+
+def _sent(r: dict[str, Any]) -> str:
+    parts = [f"{kind} {v['bytes'] / 1e6:,.1f} MB" for kind, v in r.get("collectives", {}).items()]
+    return ", ".join(parts) or "nothing"
+
+
+_MODEL: list[Column] = [
+    ("model", _word("preset")), ("B", _number("batch_size")), ("T", _number("seq_len")),
+]  # fmt: skip
+
+TABLES: dict[str, list[Column]] = {
+    "tpu": [
+        ("topology", _word("topology")),
+        *_MODEL,
+        ("estimated ms a step", _number("estimated_ms_per_step", 1)),
+        ("million slots a second", _number("tokens_per_second", 2, 1e6)),
+        ("MFU", _share("mfu")),
+        ("GB a device", _number("hbm_bytes_per_device", 2, 1e9)),
+        ("sent", _sent),
+        ("hours for 10^9 slots", _number("hours_per_billion_tokens", 2)),
+        ("dollars", _number("dollars_per_billion_tokens", 2)),
+    ],
+    "step": [
+        *_MODEL,
+        ("type", _word("dtype")),
+        ("device", _word("device")),
+        ("ms a step", _number("ms_per_step", 1)),
+        ("slots a second", _number("slots_per_second")),
+        ("MFU", _share("mfu")),
+        ("PyTorch, ms", _number("peer_ms_per_step", 1)),
+        ("ratio", _ratio),
+    ],
+    "packing": [
+        *_MODEL,
+        ("padding, packed", _share("packed_padding_share")),
+        ("padding, a document a row", _share("padded_padding_share")),
+        ("real tokens a second, packed", _number("packed_tokens_per_second")),
+        ("a document a row", _number("padded_tokens_per_second")),
+        ("ratio", _ratio),
+    ],
+    "segmenter": [
+        ("MB", _number("megabytes")),
+        ("places compared", _number("boundaries_compared")),
+        ("differing", _number("boundaries_differing")),
+        ("MB/s", _number("our_mb_per_s", 2)),
+        ("jieba, MB/s", _number("peer_mb_per_s", 2)),
+        ("ratio", _ratio),
+    ],
+    "finetune": [
+        ("task", _word("task")),
+        ("examples", _number("examples")),
+        ("examples a second", _number("our_examples_per_second", 1)),
+        ("PyTorch", _number("peer_examples_per_second", 1)),
+        ("loss difference", lambda r: f"{r['loss_difference']:.1e}"),
+        ("ratio", _ratio),
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Puts the kept results into the page as tables; ends with one line of JSON."""
+
+    page: str = "docs/RESULTS.md"
+    """Page whose tables are made anew."""
+    results: str = "docs/results"
+    """Folder of the results, a file each, as the benchmarks print them."""
+    picture: str | None = None
+    """Draw the steps on a TPU v3-8 beside the original's to this file."""
+    check: bool = False
+    """Change nothing; fail if a table is not what the results give."""
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Runs the command line; prints and returns the summary."""
+    settings = tyro.cli(Settings, args=argv)
+    folder = Path(settings.results)
+    old = read_text(settings.page)
+    new = _BLOCK.sub(lambda block: block[1] + _table(folder, block[2], block[3]) + block[4], old)
+    if settings.check and new != old:
+        raise UserError(
+            f"{settings.page}: its tables are not those of {folder}; run tools.bench_report"
+        )
+    if not settings.check:
+        write_text(settings.page, new)
+        if settings.picture:
+            _draw([read_object(path) for path in _files(folder, "tpu_*.json")], settings.picture)
+    summary = {"page": settings.page, "tables": len(_BLOCK.findall(old)), "changed": new != old}
+    print(json.dumps(summary))
+    return summary
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    files = sorted(folder.glob(pattern))
+    if not files:
+        raise UserError(f"{folder}: holds no {pattern}")
+    return files
+
+
+def _table(folder: Path, kind: str, pattern: str) -> str:
+    if kind not in TABLES:
+        raise UserError(f"no table of kind {kind!r}; known: {', '.join(TABLES)}")
+    results = sorted((read_object(path) for path in _files(folder, pattern)), key=_order)
+    columns = TABLES[kind]
+    rows = [[of(result) for _, of in columns] for result in results]
+    used = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    lines = [[columns[i][0] for i in used], ["---"] * len(used)]
+    lines += [[row[i] for i in used] for row in rows]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    made = sorted({f"{r['date']}, {r['machine']}, jax {r.get('jax', '-')}" for r in results})
+    commands = "\n".join(result["command"] for result in results)
+    return f"\n{table}\n\n{'; '.join(made)}.\n\n```\n{commands}\n```\n\n"
+
+
+def _order(result: dict[str, Any]) -> tuple[str, int]:
+    preset = result.get("preset")
+    return result.get("topology", ""), list(PRESETS).index(preset) if preset in PRESETS else 0
+
+
+def _draw(results: Sequence[dict[str, Any]], path: str) -> None:
+    """Bars: the estimated step of each model on a v3-8, and what the original published."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    chosen = [r for r in results if r["topology"] == "v3:2x2" and r["job"] == "train"]
+    chosen.sort(key=_order)
+    names = [f"{r['preset']}\nB={r['batch_size']}" for r in chosen]
+    figure, axis = plt.subplots(figsize=(8, 3.6), layout="constrained")
+    axis.bar(names, [r["estimated_ms_per_step"] for r in chosen], 0.6, label="here, estimated")
+    places = [i for i, r in enumerate(chosen) if r["preset"] in ORIGINAL_MS]
+    published = [ORIGINAL_MS[chosen[i]["preset"]] for i in places]
+    axis.scatter(places, published, marker="_", s=900, color="C3", label="original, published")
+    axis.set(ylabel="ms a step", title="A training step on a TPU v3-8, T=128")
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend()
+    with atomic_file(path) as file:
+        figure.savefig(file, format=Path(path).suffix[1:] or "png", dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    run_command(main)

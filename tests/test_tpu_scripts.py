@@ -7,10 +7,13 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+
+from pretraining.settings import Settings as RunSettings
 
 SCRIPTS = ROOT / "tools" / "tpu"
 NAMES = sorted(path.stem for path in SCRIPTS.glob("*.sh") if path.stem != "common")
@@ -233,3 +236,20 @@ def test_shellcheck_has_nothing_to_say():
     scripts = [*SCRIPTS.glob("*.sh"), *ROOT.glob("*.sh"), *(ROOT / "tools").glob("*.sh")]
     done = subprocess.run([shellcheck, *map(str, scripts)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
+def test_the_journey_of_the_readme_runs_dry(cloud, page):
+    lines = (ROOT / page).read_text().splitlines()
+    journey = [line for line in lines if line.startswith("bash tools/tpu/")]
+    assert len(journey) == 7 and "create.sh" in journey[0] and "delete.sh" in journey[-1]
+    for line in journey:
+        script, *options = shlex.split(line.removeprefix("bash tools/tpu/"))
+        done = run(cloud, script.removesuffix(".sh"), "--dry-run", *options)
+        assert done.returncode == 0 and done.stdout.startswith("gcloud "), done.stderr
+        module = next((w for w in options if w.startswith(("pretraining.", "finetune."))), None)
+        if module:
+            asked = [word for word in options[options.index(module) :] if word.startswith("--")]
+            known = {f"--{field.name.replace('_', '-')}" for field in fields(RunSettings)}
+            assert asked and set(asked) <= known
+    assert calls(cloud) == []

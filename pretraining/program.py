@@ -46,7 +46,7 @@ class Program:
 
     def init(self) -> Any:
         """The parameters at the start."""
-        return random_params(self.model, self.key)
+        return random_params(self.eval_model, self.key)
 
     def compiled_step(self, state_shardings: Any, mesh: Mesh) -> Any:
         """The step under `jax.jit`; it takes the state's memory for the state that it gives."""
@@ -54,13 +54,14 @@ class Program:
         return jax.jit(self.step, donate_argnums=0, out_shardings=shardings)
 
 
-def program(settings: Settings, config: ModelConfig, steps: int) -> Program:
+def program(settings: Settings, config: ModelConfig, steps: int, mesh: Mesh) -> Program:
     """The program of a run.
 
     Args:
       settings: of the run; where its data lie plays no part.
       config: of the model.
       steps: of the whole run.
+      mesh: on which it will run.
 
     Raises:
       UserError: for a warm-up longer than the run.
@@ -78,7 +79,9 @@ def program(settings: Settings, config: ModelConfig, steps: int) -> Program:
     if settings.ema_decay:
         optimizer = optim.with_average(optimizer, settings.ema_decay)
     dtype = compute_dtype(settings.dtype)
-    model = PretrainingModel(config, dtype, remat=settings.remat == "layers")
+    # Where every device has all parameters, and only there, each gets a part of the batch.
+    parts = mesh.shape["data"] if mesh.shape["data"] == mesh.size else 1
+    model = PretrainingModel(config, dtype, remat=settings.remat == "layers", parts=parts)
     key = jax.random.key(settings.seed, impl=settings.prng)
     step = functools.partial(
         train_steps,

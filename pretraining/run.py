@@ -69,7 +69,7 @@ def run(settings: Settings) -> dict[str, Any]:
     examples, steps = stages[-1].examples, stages[-1].stop
     for stage in stages:
         config = model_config(settings, initial, stage.examples)
-    job = program(settings, config, steps)
+    job = program(settings, config, steps, mesh)
     output = Path(settings.output)
     claim(output, settings, config, examples, described(stages, masking), initial, mesh)
 

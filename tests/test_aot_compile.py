@@ -2,16 +2,21 @@
 
 import importlib.util
 import json
+import math
+import re
 import subprocess
 import sys
 
 import pytest
+from conftest import ROOT, micro_config
 
 from clue_jax.config import PRESETS
+from clue_jax.convert.names import shapes
 from clue_jax.data.batches import PRETRAINING_BATCH
+from clue_jax.sharding import make_mesh
 from pretraining.examples import Examples
 from pretraining.masking import Masking
-from tests.conftest import ROOT
+from pretraining.program import NEXT_SENTENCE_ONLY
 from tools import aot_compile, hlo
 from tools.chips import flops_per_token, peak_teraflops
 
@@ -92,6 +97,24 @@ def test_the_table_of_a_batch_is_what_a_batch_is(shards):
         for name, (dims, dtype) in PRETRAINING_BATCH.items()
     }
     assert {name: (array.shape, array.dtype) for name, array in batch.items()} == described
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_data_parallel_devices_exchange_each_gradient_once(accumulate):
+    """And each part of an accumulated batch; the word embedding, used twice, is no exception."""
+    config = micro_config(1003).replace(max_position_embeddings=64)
+    settings = aot_compile.Settings(
+        topology="", batch_size=64, seq_len=32, dtype="float32", prng="threefry2x32",
+        accumulate=accumulate,
+    )  # fmt: skip
+    read = hlo.read(aot_compile.lower(settings, config, make_mesh("data=8")).compile().as_text())
+    assert set(read.counts) == {"all-reduce"}
+    trained = sum(
+        math.prod(shape) for path, shape in shapes(config).items()
+        if not re.search(NEXT_SENTENCE_ONLY, path)
+    )  # fmt: skip
+    sums = 16  # losses and counts, numbers each
+    assert 0 <= read.collectives["all-reduce"] - accumulate * 4 * trained <= accumulate * 4 * sums
 
 
 def run(*options: str) -> subprocess.CompletedProcess:

@@ -164,7 +164,7 @@ def measure(settings: Settings, devices: list[Any]) -> dict[str, Any]:
         "hbm_limit_per_device": chip.hbm,
     }
     started = time.monotonic()
-    lowered = _lowered(settings, config, mesh)
+    lowered = lower(settings, config, mesh)
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -188,7 +188,8 @@ def measure(settings: Settings, devices: list[Any]) -> dict[str, Any]:
     return result
 
 
-def _lowered(settings: Settings, config: ModelConfig, mesh: Mesh) -> jax.stages.Lowered:
+def lower(settings: Settings, config: ModelConfig, mesh: Mesh) -> jax.stages.Lowered:
+    """The job's program before it is compiled, for the devices of a mesh."""
     check_batch(settings.batch_size, settings.accumulate, mesh)
     if settings.job == "predict":
         return _lowered_predict(settings, config, mesh)
@@ -197,7 +198,7 @@ def _lowered(settings: Settings, config: ModelConfig, mesh: Mesh) -> jax.stages.
         dtype=settings.dtype, optimizer=settings.optimizer, accumulate=settings.accumulate,
         remat=settings.remat, prng=settings.prng,
     )  # fmt: skip
-    job = program(run, config, steps=100_000)
+    job = program(run, config, steps=100_000, mesh=mesh)
     masked = Masking("whole-word", 0.15, settings.max_predictions).slots(settings.seq_len)
     letters = {"B": settings.batch_size, "T": settings.seq_len, "M": masked}
     state = abstract_state(job.init, job.optimizer, mesh)

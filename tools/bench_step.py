@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             hidden_dropout_prob=settings.dropout,
             attention_probs_dropout_prob=settings.dropout,
         )
-        job = program(_run_settings(settings), config, steps=10_000)
+        job = program(_run_settings(settings), config, steps=10_000, mesh=mesh)
         state = new_state(job.init, job.optimizer, mesh)
         peer = difference = None
         if settings.vs:

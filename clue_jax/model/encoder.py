@@ -14,6 +14,7 @@ from clue_jax.model.layers import (
     Dropout,
     FeedForward,
     SelfAttention,
+    by_parts,
     dense,
     initializer,
     layer_norm,
@@ -37,15 +38,20 @@ class EncoderOutput(NamedTuple):
 
 
 class Embeddings(nn.Module):
-    """Sum of word, position and segment embeddings, LayerNorm, dropout. [B, T] -> [B, T, D]."""
+    """Sum of word, position and segment embeddings, LayerNorm, dropout. [B, T] -> [B, T, D].
+
+    The words' is kept as [P, V, D], a copy for each of `parts` parts of the batch, see `Bert`.
+    """
 
     config: ModelConfig
     dtype: jnp.dtype
+    parts: int = 1
 
     def setup(self) -> None:
         config, init = self.config, initializer(self.config)
         width = config.hidden_size
-        self.word_embeddings = self.param("word_embeddings", init, (config.vocab_size, width))
+        words = self.param("word_embeddings", init, (config.vocab_size, width))
+        self.word_embeddings = jnp.broadcast_to(words, (self.parts, *words.shape))
         self.position_embeddings = self.param(
             "position_embeddings", init, (config.max_position_embeddings, width)
         )
@@ -75,7 +81,7 @@ class Embeddings(nn.Module):
         # A product, since the gradient of picking rows is added row by row on a TPU.
         kinds = jax.nn.one_hot(segment_ids, self.config.type_vocab_size, dtype=jnp.float32)
         types = jnp.matmul(kinds, self.token_type_embeddings, precision=jax.lax.Precision.HIGHEST)
-        x = _rows(self.word_embeddings, input_ids) + types + positions
+        x = by_parts(_rows, self.word_embeddings, input_ids) + types + positions
         return self.dropout(self.layer_norm(x.astype(self.dtype)), deterministic)
 
 
@@ -122,15 +128,19 @@ class Bert(nn.Module):
       dtype: of the computation; parameters are float32.
       with_pooler: False for heads that have no use for it; new parameters then lack it.
       remat: what a layer made is computed anew in the backward pass, not kept.
+      parts: of the batch, each of which sees a copy of the word embedding. The embedding gets
+        gradients from the input and from the output; devices that have a part each add the two
+        before they exchange the sum.
     """
 
     config: ModelConfig
     dtype: jnp.dtype = jnp.float32
     with_pooler: bool = True
     remat: bool = False
+    parts: int = 1
 
     def setup(self) -> None:
-        self.embeddings = Embeddings(self.config, self.dtype)
+        self.embeddings = Embeddings(self.config, self.dtype, self.parts)
         self.encoder = Encoder(self.config, self.dtype, self.remat)
         if self.with_pooler:
             self.pooler = dense(self.config, self.config.hidden_size, self.dtype)

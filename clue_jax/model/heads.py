@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -12,6 +14,7 @@ from clue_jax.model.layers import (
     ACTIVATIONS,
     MASK_BIAS,
     Dropout,
+    by_parts,
     dense,
     initializer,
     layer_norm,
@@ -27,19 +30,19 @@ class MaskedLMHead(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, hidden: jax.Array, word_embeddings: jax.Array) -> jax.Array:
-        """[B, M, D] and [V, D] -> float32 logits [B, M, V]."""
+    def __call__(self, hidden: jax.Array, tables: jax.Array) -> jax.Array:
+        """[B, M, D] and the word embedding [P, V, D] -> float32 logits [B, M, V]."""
         x = dense(self.config, self.config.hidden_size, self.dtype, "transform")(hidden)
         x = layer_norm(self.config, self.dtype)(ACTIVATIONS[self.config.hidden_act](x))
         if not self.config.tie_word_embeddings:
-            word_embeddings = self.param("decoder", initializer(self.config), word_embeddings.shape)
-        logits = jnp.einsum(
-            "BMD,VD->BMV",
-            x,
-            word_embeddings.astype(self.dtype),
+            tables = self.param("decoder", initializer(self.config), tables.shape[1:])[None]
+        scores = functools.partial(
+            jnp.einsum,
+            "VD,BMD->BMV",
             precision=precision(self.dtype),
             preferred_element_type=jnp.float32,
         )
+        logits = by_parts(scores, tables.astype(self.dtype), x)
         return logits + self.param("bias", nn.initializers.zeros, (self.config.vocab_size,))
 
 
@@ -180,15 +183,16 @@ class PretrainingModel(nn.Module):
     Args:
       config: the sizes.
       dtype: of the computation; parameters are float32.
-      remat: see `Bert`.
+      remat, parts: see `Bert`.
     """
 
     config: ModelConfig
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    parts: int = 1
 
     def setup(self) -> None:
-        self.bert = Bert(self.config, self.dtype, remat=self.remat)
+        self.bert = Bert(self.config, self.dtype, remat=self.remat, parts=self.parts)
         self.masked_lm = MaskedLMHead(self.config, self.dtype)
         self.next_sentence = dense(self.config, 2, self.dtype)
 

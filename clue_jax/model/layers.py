@@ -9,6 +9,7 @@ forward pass.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +90,22 @@ def _random_bytes(shape: tuple[int, ...], key: jax.Array) -> jax.Array:
     random = jax.random.bits(key, (*shape[:-1], words), jnp.uint32)
     random = jax.lax.bitcast_convert_type(random, jnp.uint8).reshape(*shape[:-1], 4 * words)
     return random[..., : shape[-1]]
+
+
+def by_parts(
+    function: Callable[[jax.Array, jax.Array], jax.Array], tables: jax.Array, rows: jax.Array
+) -> jax.Array:
+    """A function of a table and rows, for each part of the rows with a table of its own.
+
+    Args:
+      function: (one of the tables, [B / P, ...]) -> [B / P, ...].
+      tables: [P, V, D]; P divides B.
+      rows: [B, ...].
+    """
+    if len(tables) == 1:
+        return function(tables[0], rows)
+    given = jax.vmap(function)(tables, rows.reshape(len(tables), -1, *rows.shape[1:]))
+    return given.reshape(-1, *given.shape[2:])
 
 
 class Dropout(nn.Module):

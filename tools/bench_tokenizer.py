@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     lines = first_lines(settings.input, settings.megabytes)
     size = sum(len(line.encode()) + 1 for line in lines) / 1e6
     tokenizer = WordPieceTokenizer(settings.vocab)
-    peer = (_python_peer if settings.peer == "python" else _rust_peer)(tokenizer)
+    peer = (python_peer if settings.peer == "python" else _rust_peer)(tokenizer)
 
     batch = tokenizer.encode_batch(lines)
     theirs = peer(lines)
@@ -80,7 +80,7 @@ def first_lines(path: str, megabytes: float) -> list[str]:
     return lines
 
 
-def _python_peer(tokenizer: WordPieceTokenizer) -> Callable[[Sequence[str]], list[list[int]]]:
+def python_peer(tokenizer: WordPieceTokenizer) -> Callable[[Sequence[str]], list[list[int]]]:
     try:
         from transformers.models.bert_japanese import tokenization_bert_japanese as bert
     except ImportError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +39,44 @@ def dense(
         dtype=dtype,
         precision=precision(dtype),
         kernel_init=initializer(config),
+        dot_general=_dot_general,
         name=name,
     )
+
+
+def _dot_general(
+    x: jax.Array, kernel: jax.Array, _: Any, precision: Any, **given: Any
+) -> jax.Array:
+    """What Flax asks of a dense layer: the last dimension of x with the first of the kernel."""
+    return _product(x, kernel, precision)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:
+    """[..., D] and [D, F] -> [..., F].
+
+    The gradient of the kernel is computed as [D, F]. That of `jnp.matmul` is computed as [F, D] and
+    turned round, for which XLA copies the larger of its factors on a CPU.
+    """
+    return jnp.matmul(x, kernel, precision=precision)
+
+
+def _forward(
+    x: jax.Array, kernel: jax.Array, precision: Any
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return jnp.matmul(x, kernel, precision=precision), (x, kernel)
+
+
+def _backward(
+    precision: Any, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    rows, of_rows = (a.reshape(-1, a.shape[-1]) for a in (x, gradient))
+    of_kernel = jnp.einsum("RD,RF->DF", rows, of_rows, precision=precision)
+    return jnp.matmul(gradient, kernel.T, precision=precision), of_kernel
+
+
+_product.defvjp(_forward, _backward)
 
 
 def initializer(config: ModelConfig) -> nn.initializers.Initializer:

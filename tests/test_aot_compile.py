@@ -34,11 +34,17 @@ PROGRAM = """HloModule step, is_scheduled=true
   %p = (s32[], f32[4,8]) parameter(0)
 }
 
+%scattered (b: f32[4,8]) -> f32[2,8] {
+  %b = f32[4,8]{1,0} parameter(0)
+  ROOT %reduce-scatter.2 = f32[2,8]{1,0} reduce-scatter(%b), dimensions={0}, to_apply=%add
+}
+
 ENTRY %main (a: f32[4,8]) -> f32[4,8] {
   %a = f32[4,8]{1,0} parameter(0)
   %dot.1 = f32[4,8]{1,0} dot(%a, %a), metadata={op_name="jit(step)/layer_1/mul"}, backend_config={"estimated_cycles":"7"}
   %copy.5 = f32[4,8]{0,1} copy(%dot.1), backend_config={"estimated_cycles":"20"}
   %gather_fusion = f32[4,8]{0,1} fusion(%copy.5), kind=kCustom, calls=%picked, metadata={op_name="jit(step)/jit(_take)/gather"}
+  %scatter.9 = f32[2,8]{1,0} fusion(%copy.5), kind=kCustom, calls=%scattered
   %start = (f32[2,8]{1,0}, f32[16,8]{1,0}) all-gather-start(%a), dimensions={0}
   %done = f32[16,8]{1,0} all-gather-done(%start)
   ROOT %while.1 = (s32[], f32[4,8]) while(%copy.5), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"3"}}
@@ -54,8 +60,12 @@ def test_cycles_and_messages_count_once_a_trip():
     read = hlo.read(PROGRAM)
     assert read.cycles == {"layer/mul": 7 + 3 * 100, "copy": 20}
     assert read.total_cycles == 327
-    assert read.counts == {"all-reduce": 3, "all-gather": 1}
-    assert read.collectives == {"all-reduce": 3 * (4 * 8 * 4 + 3 * 2), "all-gather": 16 * 8 * 4}
+    assert read.counts == {"all-reduce": 3, "all-gather": 1, "reduce-scatter": 1}
+    assert read.collectives == {
+        "all-reduce": 3 * (4 * 8 * 4 + 3 * 2),
+        "all-gather": 16 * 8 * 4,
+        "reduce-scatter": 2 * 8 * 4,  # within a fusion
+    }
 
 
 def test_what_has_no_estimate_is_counted():

@@ -20,7 +20,7 @@ NAMES = sorted(path.stem for path in SCRIPTS.glob("*.sh") if path.stem != "commo
 WHERE = ["--name", "my-tpu", "--zone", "europe-west4-a"]
 MINIMAL = {
     "start": ["--", "python", "-m", "pretraining.run"],
-    "resume": ["--", "python", "-m", "pretraining.run"],
+    "resume": ["--bucket", "b", "--", "python", "-m", "pretraining.run", "--output", "bucket/run"],
     "finetune": ["--model", "RoBERTa-tiny-clue"],
     "fetch": ["--from", "work/clue"],
 }
@@ -51,7 +51,9 @@ if "describe" in sys.argv:
     if len(states) > 1:
         (home / "states.json").write_text(json.dumps(states[1:]))
     if states[0] is None:
-        sys.exit("not found")
+        sys.exit("ERROR: NOT_FOUND: no such thing")
+    if states[0] == "no answer":
+        sys.exit("ERROR: UNAVAILABLE: 503")
     print(states[0])
 commands = [a.removeprefix("--command=") for a in sys.argv if a.startswith("--command=")]
 if commands and (home / "vm").is_dir():
@@ -167,26 +169,63 @@ def test_a_job_starts_shows_its_log_and_is_stopped(vm):
 
     assert run(vm, "stop", *WHERE).returncode == 0
     assert run(vm, "log", *WHERE).stdout == "it's a b\nsaved\n"
-    assert not (folder / "job.pid").exists()
+    assert (folder / "job.status").read_text() == "143\n"
 
 
-def test_what_was_taken_away_is_made_again_and_goes_on(vm):
-    (vm / "states.json").write_text('["PREEMPTED", "CREATING", "READY"]')
-    job = "echo step >> steps; sleep 0.2"
-    options = ["--spot", "--every", "0.2", "--type", "v3-8"]
-    # Unpacking and installing are done already.
-    for path in ("bin/tar", "bin/python3", "vm/clue_jax/.venv/bin/python"):
+@pytest.fixture
+def fresh_vm(vm):
+    """On which unpacking, installing and mounting are done already."""
+    for path in ("bin/tar", "bin/python3", "bin/mountpoint", "vm/clue_jax/.venv/bin/python"):
         (vm / path).write_text("#!/bin/sh\n")
         (vm / path).chmod(0o755)
-    done = run(vm, "resume", *WHERE, *options, "--", "bash", "-c", job)
+    return vm
+
+
+def resume(cloud, states: list, job: str, *options: str) -> subprocess.CompletedProcess:
+    (cloud / "states.json").write_text(json.dumps(states))
+    given = ["--bucket", "b", "--every", "0.2", *options, "--", "bash", "-c", job, "bucket/run"]
+    return run(cloud, "resume", *WHERE, *given)
+
+
+def test_what_was_taken_away_is_made_again_and_goes_on(fresh_vm):
+    states = ["PREEMPTED", None, None, "no answer", "CREATING", "READY"]
+    done = resume(fresh_vm, states, "echo step >> steps; sleep 0.5", "--spot", "--type", "v3-8")
     assert done.returncode == 0, done.stderr
     assert "the command has ended" in done.stderr
-    assert (vm / "vm" / "clue_jax" / "steps").read_text() == "step\n"
-    shown = [verb for verb in verbs(vm) if "ssh" not in verb]
-    assert shown == [
-        "tpu-vm describe", "tpu-vm delete", "tpu-vm create", "tpu-vm describe", "tpu-vm describe",
-        "tpu-vm scp", *["tpu-vm describe"] * (len(shown) - 6),
-    ]  # fmt: skip
+    assert "my-tpu is still there and costs" in done.stderr
+    assert (fresh_vm / "vm" / "clue_jax" / "steps").read_text() == "step\n"
+    shown = [verb for verb in verbs(fresh_vm) if "ssh" not in verb and "describe" not in verb]
+    assert shown == ["tpu-vm delete", "tpu-vm create", "tpu-vm scp"]
+
+
+def test_a_run_that_was_only_told_to_save_goes_on(fresh_vm):
+    """As when the machine is to be taken away: the first time it ends with 143."""
+    job = "echo step >> steps; [ $(wc -l < steps) -gt 1 ] || exit 143"
+    done = resume(fresh_vm, ["READY"], job)
+    assert done.returncode == 0, done.stderr
+    assert (fresh_vm / "vm" / "clue_jax" / "steps").read_text() == "step\nstep\n"
+
+
+def test_a_command_that_fails_is_not_started_again(fresh_vm):
+    done = resume(fresh_vm, ["READY"], "echo step >> steps; exit 3")
+    assert done.returncode == 1
+    assert "has failed (3 is its status)" in done.stderr
+    assert (fresh_vm / "vm" / "clue_jax" / "steps").read_text() == "step\n"
+
+
+def test_no_answer_is_no_state(cloud):
+    (cloud / "states.json").write_text('["no answer"]')
+    done = run(cloud, "status", *WHERE)
+    assert done.returncode == 1 and "503" in done.stderr and not done.stdout
+    (cloud / "states.json").write_text("[null, null]")
+    assert run(cloud, "status", *WHERE).stdout == "MISSING\n"
+
+
+def test_what_goes_on_for_ever_in_vain_is_given_up(fresh_vm):
+    """Setting up fails each time."""
+    (fresh_vm / "bin" / "tar").write_text("#!/bin/sh\nexit 1\n")
+    done = resume(fresh_vm, ["READY"], "true", "--every", "0")
+    assert done.returncode == 1 and "gave up after 20 failures" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -199,6 +238,7 @@ def test_what_was_taken_away_is_made_again_and_goes_on(vm):
         ("create", [*WHERE, "--type"], "--type needs a value"),
         ("create", ["--name", "My_TPU", "--zone", "z"], "small letters, digits and -"),
         ("start", WHERE, "a command is needed after --"),
+        ("resume", [*WHERE, "--", "true"], "--bucket is needed, and an --output in bucket/"),
         ("finetune", WHERE, "--model is needed"),
         ("fetch", WHERE, "--from is needed"),
     ],

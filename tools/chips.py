@@ -28,7 +28,8 @@ class Chip:
 
 _GIB = 2**30
 
-# By jax's device_kind. Clocks of v5 and v6 follow from the peak and the size of the matrix units.
+# By jax's device_kind. Clocks of v5 and v6 follow from the peak and the size of the matrix units;
+# how many of these a v6e has is not certain, nor is its clock.
 TPUS = {
     "TPU v2": Chip(2, 700, 45, 8 * _GIB, 1.125),
     "TPU v3": Chip(2, 940, 123, 16 * _GIB, 2.0),
@@ -38,7 +39,8 @@ TPUS = {
     "TPU v6 lite": Chip(1, 1750, 918, 32 * _GIB, 2.7),
 }
 
-# Peak of bfloat16 products in TFLOP/s as measured on large matrices, not the data sheet's 989.
+# Peak of bfloat16 products in TFLOP/s as measured on large matrices, not the data sheet's 989: what
+# is called MFU is 25 % higher than by that.
 GPU_TERAFLOPS = {"H200": 790.0, "H100": 790.0}
 
 

@@ -38,7 +38,7 @@ class Operations:
     Attributes:
       cycles: expected ones, by the name that the source gave the operation, layers taken together.
       without_estimate: how often, by name, rows are picked or added.
-      collectives: kind -> bytes that a device has of it.
+      collectives: kind -> bytes of the arrays that a device gets of it.
       counts: kind -> how often.
     """
 
@@ -87,9 +87,16 @@ def _sums(name: str, lines: dict[str, list[str]]) -> Operations:
         source = _SOURCE.search(line)
         label = _NOISE.sub("", _LAYER.sub("layer", source[1])) if source else ""
         label = label or own.split(".")[0]
+        within = Operations()
+        if kind == "fusion" and (called := _CALL.search(line)):
+            # Its cycles stand beside it; an exchange may hide in it.
+            within = _sums(called[1], lines)
+            within.cycles.clear()
+            within.without_estimate.clear()
+            sums.add(within, 1)
         if cycles := _CYCLES.search(line):
             sums.cycles[label] += int(cycles[1])
-        elif kind in ("gather", "scatter") or "kind=kCustom" in line:
+        elif not within.counts and (kind in ("gather", "scatter") or "kind=kCustom" in line):
             sums.without_estimate[label] += 1
         collective = kind.removesuffix("-done")  # what is started is an array less than it gives
         if collective in COLLECTIVES:

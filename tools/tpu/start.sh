@@ -8,8 +8,15 @@ parse "COMMAND" "Starts a command, such as python -m pretraining.run ..., in the
 workers. log.sh shows what it says, stop.sh ends it." "$@"
 
 command=$(quoted "${COMMAND[@]}")
-# SIGTERM, which stop.sh sends, saves the step.
-on "$WORKER" "cd $FOLDER && . .venv/bin/activate
+# nohup becomes the command, so that the SIGTERM of stop.sh reaches it; what is around it keeps how
+# it ended.
+on "$WORKER" "cd $FOLDER && . .venv/bin/activate || exit 1
 if test -f job.pid && kill -0 \$(cat job.pid) 2>/dev/null; then echo 'error: a job runs already' >&2; exit 1; fi
-nohup $command >job.log 2>&1 </dev/null &
-echo \$! >job.pid"
+rm -f job.pid job.status job.stopped
+(trap '' HUP
+nohup env $command >job.log 2>&1 </dev/null &
+echo \$! >job.pid
+status=0
+wait \$! || status=\$?
+echo \$status >job.status) >/dev/null 2>&1 </dev/null &
+until test -s job.pid; do sleep 0.1; done"

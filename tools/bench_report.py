@@ -88,8 +88,17 @@ TABLES: dict[str, list[Column]] = {
         ("a document a row", _number("padded_tokens_per_second")),
         ("ratio", _ratio),
     ],
+    "data": [
+        ("MB", _number("megabytes", 1)),
+        ("T", _number("seq_len")),
+        ("lines of equal tokens", lambda r: f"{r['lines_equal']:,} of {r['lines']:,}"),
+        ("MB/s", _number("our_mb_per_s", 2)),
+        ("the original's way, MB/s", _number("peer_mb_per_s", 2)),
+        ("ratio", _ratio),
+        ("masked batches, million slots a second", _number("batch_slots_per_second", 1, 1e6)),
+    ],
     "segmenter": [
-        ("MB", _number("megabytes")),
+        ("MB", _number("megabytes", 1)),
         ("places compared", _number("boundaries_compared")),
         ("differing", _number("boundaries_differing")),
         ("MB/s", _number("our_mb_per_s", 2)),
@@ -157,7 +166,12 @@ def _table(folder: Path, kind: str, pattern: str) -> str:
     lines = [[columns[i][0] for i in used], ["---"] * len(used)]
     lines += [[row[i] for i in used] for row in rows]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    made = sorted({f"{r['date']}, {r['machine']}, jax {r.get('jax', '-')}" for r in results})
+    made = sorted(
+        {
+            f"{r['date']}, {r['machine']}" + (f", jax {r['jax']}" if "jax" in r else "")
+            for r in results
+        }
+    )
     commands = "\n".join(result["command"] for result in results)
     return f"\n{table}\n\n{'; '.join(made)}.\n\n```\n{commands}\n```\n\n"
 
@@ -187,7 +201,7 @@ def _draw(results: Sequence[dict[str, Any]], path: str) -> None:
         marker="_",
         s=900,
         color="C3",
-        label="original, as published, batch not said",
+        label="original, batch not said",
     )
     axis.set(ylabel="ms a step", title="A training step on a TPU v3-8, T=128")
     axis.grid(axis="y", alpha=0.3)

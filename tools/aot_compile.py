@@ -107,8 +107,10 @@ def topology_devices(name: str) -> list[Any]:
         ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
     ):
         os.environ.setdefault(variable, value)
+    # The two cores of these chips work as one device.
+    kind = {"chip_config_name": "megacore"} if name.startswith(("v4:", "v5p:")) else {}
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **kind).devices
     except Exception as error:  # jax raises several kinds, by its version
         lines = str(error).splitlines() or [type(error).__name__]
         raise UserError(

@@ -58,7 +58,12 @@ def abstract_state(
 ) -> TrainState:
     """Shapes, types and shardings of `new_state` without the arrays; the devices of the mesh need
     not be there."""
-    shapes = jax.eval_shape(functools.partial(_create, init, optimizer))
+    return abstract_arrays(functools.partial(_create, init, optimizer), mesh)
+
+
+def abstract_arrays(create: Callable[[], Any], mesh: Mesh) -> Any:
+    """The same for any tree of parameters or state that a function returns."""
+    shapes = jax.eval_shape(create)
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,

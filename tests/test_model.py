@@ -188,6 +188,16 @@ def test_initial_weights_are_the_originals_distribution():
             assert (np.asarray(value) == 1).all()
 
 
+def test_a_model_of_one_segment_kind_takes_pairs_as_that_kind():
+    config = micro_config(50, type_vocab_size=1).without_dropout()
+    params = {"params": random_params(config)}
+    ids = jnp.arange(8).reshape(1, 8) + 5
+    ones = jnp.ones_like(ids)
+    of = [PretrainingModel(config).apply(params, ids, ones, kind, ids[:, :2] * 0)[0]
+          for kind in (0 * ones, ones)]  # fmt: skip
+    np.testing.assert_array_equal(*of)
+
+
 @pytest.mark.parametrize("kind", ["threefry2x32", "rbg"])
 @pytest.mark.parametrize("shape", [(64, 64), (100, 37), (3, 5, 7, 1), (2, 3, 20, 30)])
 def test_dropout_drops_its_share_and_keeps_the_mean(shape, kind):

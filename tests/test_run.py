@@ -120,6 +120,23 @@ def test_every_mesh_gives_the_losses_of_one_device(shards, micro_model, tmp_path
     assert len(losses) == 20
 
 
+def test_the_generator_of_the_device_trains_and_is_tied_to_its_mesh(
+    shards, micro_model, tmp_path, one_device
+):
+    given = {"prng": "rbg", "log_every": 1}
+    for name, steps in (("whole", 6), ("cut", 4), ("cut", 6)):
+        run.main(
+            arguments(shards, tmp_path / name, micro_model, **given, steps=steps, mesh="data=8")
+        )
+    whole, cut = (
+        [line["masked_lm_loss"] for line in metrics(tmp_path / name)] for name in ("whole", "cut")
+    )
+    assert whole[4:] != one_device[4:6]  # other masks of dropout
+    assert np.isfinite(whole).all() and len(cut) == 6
+    with pytest.raises(UserError, match="holds a run with mesh"):
+        run.main(arguments(shards, tmp_path / "cut", micro_model, **given, steps=8, mesh="data=4"))
+
+
 @pytest.fixture(scope="module")
 def one_device(shards, micro_model, tmp_path_factory) -> list[float]:
     output = tmp_path_factory.mktemp("one") / "out"

@@ -26,7 +26,7 @@ from clue_jax.data.batches import PRETRAINING_BATCH
 from clue_jax.errors import UserError, run_command
 from clue_jax.files import write_text
 from clue_jax.model import ClassificationModel
-from clue_jax.train_state import abstract_state, compute_dtype
+from clue_jax.train_state import abstract_arrays, abstract_state, compute_dtype
 from finetune.evaluate import eval_step as predict_step
 from pretraining import evaluate
 from pretraining.masking import Masking
@@ -222,12 +222,7 @@ def lower(settings: Settings, config: ModelConfig, mesh: Mesh) -> jax.stages.Low
 def _lowered_predict(settings: Settings, config: ModelConfig, mesh: Mesh) -> jax.stages.Lowered:
     model = ClassificationModel(config, _CLASSES, compute_dtype(settings.dtype))
     ids = np.zeros((1, 8), np.int32)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), ids, ids, ids)["params"])
-    params = jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-        shapes,
-        sharding.state_shardings(shapes, mesh),
-    )
+    params = abstract_arrays(lambda: model.init(jax.random.key(0), ids, ids, ids)["params"], mesh)
     rows = (settings.batch_size, settings.seq_len)
     batch = {
         name: _rows(rows, np.int32, mesh) for name in ("input_ids", "input_mask", "segment_ids")

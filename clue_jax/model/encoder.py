@@ -79,7 +79,8 @@ class Embeddings(nn.Module):
         else:
             positions = _rows(self.position_embeddings, position_ids)
         # A product, since the gradient of picking rows is added row by row on a TPU.
-        kinds = jax.nn.one_hot(segment_ids, self.config.type_vocab_size, dtype=jnp.float32)
+        count = self.config.type_vocab_size
+        kinds = jax.nn.one_hot(jnp.clip(segment_ids, 0, count - 1), count, dtype=jnp.float32)
         types = jnp.matmul(kinds, self.token_type_embeddings, precision=jax.lax.Precision.HIGHEST)
         x = by_parts(_rows, self.word_embeddings, input_ids) + types + positions
         return self.dropout(self.layer_norm(x.astype(self.dtype)), deterministic)

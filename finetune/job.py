@@ -158,7 +158,7 @@ class Job:
             "heads": {head_of(self.task): "trained", "pooler": "trained"},
             "architecture": architecture(self.task),
             "max_seq_length": self.plan.seq_len,
-            "normalization": info.get("normalization", "none"),
+            "normalization": "t2s" if self.task.simplify else info.get("normalization", "none"),
             "license": info.get("license", "unknown"),
             "source": f"clue_jax finetune.run on {self.task.name}, from {info.get('source')}",
             "input": self.columns,

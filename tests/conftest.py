@@ -121,6 +121,60 @@ def micro_model(tmp_path_factory, tokenizer) -> Path:
     return folder
 
 
+# kind of prediction -> the head that it needs, its classes, and what the directory says of it
+_HEADS = {
+    "classification": ("classifier", 3, {"labels": ("军事", "体育", "财经"), "task": "generic"}),
+    "multi-label": ("classifier", 3, {"labels": ("a", "b", "c")}),
+    "score": ("classifier", 1, {"labels": ("score",)}),
+    "choice": ("classifier", 1, {"architecture": "BertForMultipleChoice", "task": "c3"}),
+    "entities": (
+        "classifier",
+        5,
+        {
+            "labels": ("B-地名", "I-地名", "B-人名", "I-人名", "O"),
+            "architecture": "BertForTokenClassification",
+        },
+    ),
+    "spans": ("span", 2, {"task": "cmrc2018"}),
+}
+_PROBLEMS = {
+    "classification": "single_label_classification",
+    "multi-label": "multi_label_classification",
+    "score": "regression",
+}
+
+
+def save_kind(folder: Path, kind: str, tokenizer: WordPieceTokenizer, **changes) -> Path:
+    """A model directory of a kind, with random weights that are large enough to tell texts apart;
+    T at most 64."""
+    extra = {"problem_type": _PROBLEMS[kind]} if kind in _PROBLEMS else {}
+    config = micro_config(tokenizer.vocab_size, extra=extra, **changes)
+    params = random_params(config)
+    head, classes, about = _HEADS[kind]
+    params = {"bert": params["bert"]}
+    if kind in ("entities", "spans"):
+        params["bert"].pop("pooler")
+    random = np.random.default_rng(1)
+    params[head] = {
+        "kernel": random.normal(0, 1, (config.hidden_size, classes)).astype(np.float32),
+        "bias": random.normal(0, 0.1, classes).astype(np.float32),
+    }
+    heads = {head: "trained"}
+    model_dir.save(
+        folder, params, config, tokenizer, heads=heads, source="random numbers", max_seq_length=64,
+        **about,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def kinds(tmp_path_factory, tokenizer, micro_model) -> dict[str, Path]:
+    """A model directory for every kind of prediction."""
+    folder = tmp_path_factory.mktemp("kinds")
+    found = {kind: save_kind(folder / kind, kind, tokenizer) for kind in _HEADS}
+    return {**found, "fill-mask": micro_model}
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _eight_devices():
     assert jax.device_count() == 8

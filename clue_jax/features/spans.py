@@ -26,12 +26,15 @@ class Candidate(NamedTuple):
       text: as it stands in the passage.
       probability: among the candidates of its question.
       start_logit, end_logit: its scores.
+      first, last: its tokens in the passage; -1 for no answer.
     """
 
     text: str
     probability: float
     start_logit: float
     end_logit: float
+    first: int
+    last: int
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,9 @@ class _Span:
     last: int
     start_logit: float
     end_logit: float
+
+
+_NONE = _Span(-1, -1, 0.0, 0.0)
 
 
 def n_best(
@@ -76,7 +82,7 @@ def n_best(
         null = min(((float(s[0][0]), float(s[1][0])) for s in logits), key=sum)
         spans.append(_Span(-1, -1, *null))
     spans.sort(key=lambda span: span.start_logit + span.end_logit, reverse=True)
-    found: list[tuple[str, float, float]] = []
+    found: list[tuple[str, _Span]] = []
     seen: set[str] = set()
     for span in spans:
         if len(found) >= n:
@@ -85,20 +91,20 @@ def n_best(
         if text in seen and span.first >= 0:
             continue
         seen.add(text)
-        found.append((text, span.start_logit, span.end_logit))
+        found.append((text, span))
     if null is not None:
         if "" not in seen:
-            found.append(("", *null))
+            found.append(("", _Span(-1, -1, *null)))
         if len(found) == 1:
-            found.insert(0, (NOTHING, 0.0, 0.0))
+            found.insert(0, (NOTHING, _NONE))
     if not found:
-        found.append((NOTHING, 0.0, 0.0))
-    scores = np.array([start + end for _, start, end in found])
+        found.append((NOTHING, _NONE))
+    scores = np.array([span.start_logit + span.end_logit for _, span in found])
     shares = np.exp(scores - scores.max())
     shares /= shares.sum()
     candidates = [
-        Candidate(text, float(share), start, end)
-        for (text, start, end), share in zip(found, shares, strict=True)
+        Candidate(text, float(share), span.start_logit, span.end_logit, span.first, span.last)
+        for (text, span), share in zip(found, shares, strict=True)
     ]
     if null is None or null_threshold is None:
         return candidates[0].text, candidates

@@ -34,6 +34,15 @@ def traditional_to_simplified(text: str) -> str:
     return "".join(part if i % 2 else _opencc().convert(part) for i, part in enumerate(parts))
 
 
+def aligned(text: str, normalize: Callable[[str], str]) -> str:
+    """A text normalized so that it keeps its length, and places in it stay what they are."""
+    shown = normalize(text)
+    if len(shown) == len(text):
+        return shown
+    one_by_one = [normalize(character) for character in text]
+    return "".join(new if len(new) == 1 else old for new, old in zip(one_by_one, text, strict=True))
+
+
 @functools.cache
 def _opencc() -> Any:
     import opencc

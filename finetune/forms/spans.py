@@ -14,6 +14,7 @@ from clue_jax.errors import UserError
 from clue_jax.features import passages, spans, windows
 from clue_jax.metrics import reading
 from clue_jax.text import Tokenizer
+from clue_jax.text.normalize import aligned
 from finetune.forms.form import Form
 from finetune.records import json_document, json_lines
 from finetune.rows import Rows
@@ -144,7 +145,7 @@ def rows(
     moved = lost = 0
     for i, example in enumerate(examples):
         if example.context not in known:
-            shown = _aligned(example.context, normalize)
+            shown = aligned(example.context, normalize)
             passage = passages.cut(example.context, shown, more_signs=task.simplify)
             known[example.context] = passage, windows.tokenize_passage(passage, tokenizer)
         passage, tokens = known[example.context]
@@ -175,15 +176,6 @@ def rows(
     labels = np.array([(w.start, w.end) for w in made], np.int32).reshape(-1, 2)
     ids, segments = [w.ids for w in made], [w.segments for w in made]
     return Rows(ids, segments, labels, sources=asked)
-
-
-def _aligned(text: str, normalize: Callable[[str], str]) -> str:
-    """The text as the model sees it, of the same length."""
-    shown = normalize(text)
-    if len(shown) == len(text):
-        return shown
-    one_by_one = [normalize(character) for character in text]
-    return "".join(new if len(new) == 1 else old for new, old in zip(one_by_one, text, strict=True))
 
 
 def predict(

@@ -85,9 +85,9 @@ class Predictor:
 
         Returns:
           By kind: "label" and "probability", and all in "labels"; "chosen" and "labels" of a
-          classifier with several; "score"; "answer", "start", "end" and "answers"; "choice", "text"
-          and "choices"; "entities"; "masks"; "vector"; "similarities", cosines with every input.
-          What had to be cut has "truncated".
+          classifier with several; "score"; "answer", "start", "end" and "answers"; "choice",
+          "answer" and "choices" (for several blanks, in "blanks"); "entities"; "masks"; "vector";
+          "similarities", cosines with every input. What had to be cut has "truncated".
 
         Raises:
           UserError: for a kind that the model cannot make, or an input that is not as it should be,

@@ -190,7 +190,7 @@ def test_choices_are_those_of_transformers(kinds, predictors):
     first, second = blanks["blanks"]
     assert [first["blank"], second["blank"]] == ["#idiom000001#", "#idiom000002#"]
     assert first["choice"] != second["choice"]
-    assert one["text"] == INPUTS["choice"][2]["choices"][one["choice"]] and one["blank"]
+    assert one["answer"] == INPUTS["choice"][2]["choices"][one["choice"]] and one["blank"]
 
 
 def test_similarities_are_cosines(predictors):

@@ -223,10 +223,10 @@ def _choice(reader: Reader, source: _Choices, outputs: Outputs, top_k: int) -> d
         probabilities = softmax(row)
         best = {
             "choice": chosen,
-            "text": source.texts[chosen],
+            "answer": source.texts[chosen],
             "probability": float(probabilities[chosen]),
         }
-        ranked = _ranked(probabilities, top_k, lambda i: {"choice": i, "text": source.texts[i]})
+        ranked = _ranked(probabilities, top_k, lambda i: {"choice": i, "answer": source.texts[i]})
         named = {"blank": blank} if blank else {}
         found.append({**named, **best, "choices": ranked})
     return found[0] if len(found) == 1 else {"blanks": found}

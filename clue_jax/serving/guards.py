@@ -1,0 +1,166 @@
+"""What stands before the application: size and pace of requests, their log, slow connections."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from clue_jax.files import json_text
+
+_log = logging.getLogger("clue_jax.requests")
+_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
+HEADER_SECONDS = 10.0  # for the head of a request
+HEADER_BYTES = 1 << 16
+BODY_SECONDS = 10.0  # for its body
+SEND_SECONDS = 30.0  # for a piece of the answer
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+
+class Refused(Exception):
+    """A request that is answered with an error.
+
+    Args:
+      status: of HTTP.
+      message: for the client.
+      headers: of the answer.
+    """
+
+    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None):
+        super().__init__(message)
+        self.status, self.message, self.headers = status, message, headers or {}
+
+
+async def body_of(receive: Receive, declared: str | None, most: int) -> bytes:
+    """The body of a request.
+
+    Args:
+      receive: of ASGI.
+      declared: the header Content-Length.
+      most: bytes.
+
+    Raises:
+      Refused: 413 if it is larger, 408 if it does not come in time, 400 if the client has gone.
+    """
+    too_large = Refused(413, f"the body is larger than {most} bytes", {"Connection": "close"})
+    if declared is not None and declared.isdecimal() and int(declared) > most:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Refused(400, "the client went away")
+                body += message.get("body", b"")
+                if len(body) > most:
+                    raise too_large
+                if not message.get("more_body"):
+                    return bytes(body)
+    except TimeoutError:
+        seconds = f"{BODY_SECONDS:g} s"
+        raise Refused(
+            408, f"the body did not come within {seconds}", {"Connection": "close"}
+        ) from None
+
+
+class Logged:
+    """Logs every request, gives it an id, and closes connections while the server drains.
+
+    Args:
+      app: the application.
+      draining: whether the server is about to stop.
+    """
+
+    def __init__(self, app: App, draining: Callable[[], bool]):
+        self._app, self._draining = app, draining
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.monotonic()
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        name = given if _ID.fullmatch(given) else secrets.token_hex(8)
+        fields: dict[str, Any] = {"id": name, "method": scope["method"], "path": scope["path"]}
+        scope["log"] = fields
+        status = 0
+
+        async def send_on(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = [*message["headers"], (b"x-request-id", name.encode())]
+                if self._draining():
+                    headers.append((b"connection", b"close"))
+                message["headers"] = headers
+            async with asyncio.timeout(SEND_SECONDS):  # a client that does not read is left
+                await send(message)
+
+        try:
+            await self._app(scope, receive, send_on)
+        except TimeoutError:
+            fields["error"] = "the client did not read the answer"
+        except Exception:
+            _log.exception("fault", extra={"fields": fields})
+            if not status:
+                status = 500
+                await _answer(send_on, 500, "a fault of the server; its log has more")
+        finally:
+            fields |= {"status": status, "ms": round((time.monotonic() - started) * 1000, 2)}
+            quiet = scope["path"] in ("/health", "/ready", "/metrics")
+            _log.log(logging.DEBUG if quiet else logging.INFO, "request", extra={"fields": fields})
+
+
+async def _answer(send: Send, status: int, message: str) -> None:
+    body = json_text({"error": message}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's, that closes a connection whose request has too long a head, or too slow a one."""
+
+    _head_timer: asyncio.TimerHandle | None = None
+    _head = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head_timer = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._head_timer is not None:  # the head goes on
+            self._head += len(data)
+            if self._head > HEADER_BYTES:
+                self.send_400_response("The head of the request is too large.")
+
+    def on_headers_complete(self) -> None:
+        self._stop_timer()
+        self._head = 0
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None

@@ -1,0 +1,78 @@
+"""A process that serves: uvicorn, that stops without losing a request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+
+import uvicorn
+
+from clue_jax.errors import UserError
+from clue_jax.serving.app import Settings, build
+from clue_jax.serving.guards import Logged, Protocol
+from clue_jax.serving.models import Served
+
+_log = logging.getLogger(__name__)
+_CONNECTIONS = 512  # open at the same time; more get a 503
+_LONGEST_STOP = 60  # seconds for what is still computed when the server stops
+
+
+class _Server(uvicorn.Server):
+    """Says that it will stop, and closes connections behind answers, before it takes no more."""
+
+    def __init__(self, config: uvicorn.Config, drain: float):
+        super().__init__(config)
+        self.state = config.app._app.state.server  # type: ignore[union-attr]
+        self._drain = drain
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.state.draining = True
+        _log.info("draining", extra={"fields": {"seconds": self._drain}})
+        await asyncio.sleep(self._drain)
+        await super().shutdown(sockets)
+
+
+def serve(
+    models: dict[str, Served], settings: Settings, host: str, port: int, drain: float
+) -> None:
+    """Serves until a signal says to stop.
+
+    Args:
+      models: see `clue_jax.serving.models.parse`.
+      settings: of the application.
+      host, port: where; port 0 takes a free one, which the log says.
+      drain: seconds between the signal and the moment from which no more connections are taken.
+
+    Raises:
+      UserError: if the address cannot be had, or no model can be loaded.
+    """
+    try:
+        listener = socket.create_server((host, port), family=_family(host), backlog=2048)
+    except OSError as error:
+        raise UserError(f"{host}:{port}: cannot listen ({error.strerror or error})") from error
+
+    def failed() -> None:
+        server.should_exit = True
+
+    app = build(models, settings, failed)
+    guarded = Logged(app, lambda: app.state.server.draining)
+    config = uvicorn.Config(
+        guarded, http=Protocol, ws="none", log_config=None, access_log=False, server_header=False,
+        limit_concurrency=_CONNECTIONS, timeout_graceful_shutdown=_LONGEST_STOP,
+        timeout_keep_alive=30,
+    )  # fmt: skip
+    server = _Server(config, drain)
+    place = listener.getsockname()
+    fields = {"host": place[0], "port": place[1]}
+    shown = f"[{place[0]}]" if ":" in place[0] else place[0]
+    _log.info("listening on http://%s:%d", shown, place[1], extra={"fields": fields})
+    with listener:
+        server.run([listener])
+    if all(model.state == "failed" for model in models.values()):
+        reasons = "; ".join(f"{model.name}: {model.error}" for model in models.values())
+        raise UserError(f"no model can be served ({reasons})")
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

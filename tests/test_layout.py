@@ -36,6 +36,7 @@ FLOORS = {
     "clue_jax.zoo": 2,
     "clue_jax.pretrained": 3,
     "clue_jax.prediction": 3,
+    "clue_jax.serving": 3,
     "clue_jax.predictor": 3,
     "pretraining": 4,
     "finetune": 4,

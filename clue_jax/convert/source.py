@@ -18,7 +18,7 @@ from clue_jax.config import ModelConfig
 from clue_jax.convert import model_dir, tf_bert
 from clue_jax.convert.loaded import INFO_FILE, LoadedModel, Source, assemble, read_info
 from clue_jax.convert.merge import to_named_tensors
-from clue_jax.convert.weights import find_weights, read_weights
+from clue_jax.convert.weights import WEIGHTS, find_weights, read_weights
 from clue_jax.errors import UserError
 from clue_jax.files import read_text
 from clue_jax.text import load_tokenizer
@@ -122,6 +122,8 @@ def _read(
     shown: Path,
 ) -> Source:
     candidates = [place for place in find(path, form=form) if form in (None, place[0])]
+    if not candidates and form != "tf" and (path / "config.json").is_file():
+        raise UserError(f"{shown}: a model directory without weights (no {WEIGHTS})")
     if not candidates:
         what = {None: "model or checkpoint", "tf": "TF-BERT checkpoint", "model": "model directory"}
         if not path.exists() and not list(path.parent.glob(f"{path.name}.*")):

@@ -19,6 +19,8 @@ _ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 HEADER_SECONDS = 10.0  # for the head of a request
 HEADER_BYTES = 1 << 16
 BODY_SECONDS = 10.0  # for its body
+_LINGER_SECONDS = 1.0
+_LINGER = 8  # of the largest body, so much is read of one that is too large
 SEND_SECONDS = 30.0  # for a piece of the answer
 
 Message = MutableMapping[str, Any]
@@ -53,21 +55,30 @@ async def body_of(receive: Receive, declared: str | None, most: int) -> bytes:
       Refused: 413 if it is larger, 408 if it does not come in time, 400 if the client has gone.
     """
     too_large = Refused(413, f"the body is larger than {most} bytes", {"Connection": "close"})
-    if declared is not None and declared.isdecimal() and int(declared) > most:
+    if declared is not None and declared.isdecimal() and int(declared) > _LINGER * most:
         raise too_large
     body = bytearray()
+    size = 0
     try:
-        async with asyncio.timeout(BODY_SECONDS):
+        async with asyncio.timeout(BODY_SECONDS) as limit:
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise Refused(400, "the client went away")
-                body += message.get("body", b"")
-                if len(body) > most:
+                size += len(message.get("body", b""))
+                # A little more is read and thrown away: who is still sending would not see the
+                # answer, but that the connection broke.
+                if size <= most:
+                    body += message.get("body", b"")
+                else:
+                    limit.reschedule(asyncio.get_running_loop().time() + _LINGER_SECONDS)
+                if size > _LINGER * most or (size > most and not message.get("more_body")):
                     raise too_large
                 if not message.get("more_body"):
                     return bytes(body)
     except TimeoutError:
+        if size > most:
+            raise too_large from None
         seconds = f"{BODY_SECONDS:g} s"
         raise Refused(
             408, f"the body did not come within {seconds}", {"Connection": "close"}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import socket
 
 import uvicorn
@@ -15,6 +17,7 @@ from clue_jax.serving.models import Served
 
 _log = logging.getLogger(__name__)
 _CONNECTIONS = 512  # open at the same time; more get a 503
+_LAST_REQUESTS = 0.25  # seconds for the requests of those that connected last
 _LONGEST_STOP = 60  # seconds for what is still computed when the server stops
 
 
@@ -30,7 +33,27 @@ class _Server(uvicorn.Server):
         self.state.draining = True
         _log.info("draining", extra={"fields": {"seconds": self._drain}})
         await asyncio.sleep(self._drain)
+        # Who has connected but was not accepted yet would be cut off with the listening socket.
+        spares = [listener.dup() for listener in sockets or ()]
+        for server in self.servers:
+            server.close()
+        for spare in spares:
+            await self._accept_all(spare)
+        await asyncio.sleep(_LAST_REQUESTS)
         await super().shutdown(sockets)
+
+    async def _accept_all(self, listener: socket.socket) -> None:
+        """Takes all connections that wait, and then no more."""
+        listener.setblocking(False)
+        waiting = []
+        with listener, contextlib.suppress(BlockingIOError):
+            while True:
+                waiting.append(listener.accept()[0])
+        for connection in waiting:
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return Protocol(self.config, self.server_state, self.lifespan.state)
 
 
 def serve(
@@ -50,7 +73,9 @@ def serve(
     try:
         listener = socket.create_server((host, port), family=_family(host), backlog=2048)
     except OSError as error:
-        raise UserError(f"{host}:{port}: cannot listen ({error.strerror or error})") from error
+        # Python adds the address to the system's reason; names that are not known have no number.
+        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
+        raise UserError(f"{host}:{port}: cannot listen ({reason})") from error
 
     def failed() -> None:
         server.should_exit = True

@@ -1,0 +1,418 @@
+"""tools.serve: a real process, real HTTP; what is answered, what is refused, how it stops."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import ROOT
+from serving import running
+from test_predictor import INPUTS, LINES, _numbers
+
+import clue_jax
+
+OWN = [kind for kind in INPUTS if kind not in ("embedding", "similarity")]
+
+
+@pytest.fixture(scope="module")
+def server(kinds, tmp_path_factory):
+    """A server of every kind of model, and of one whose weights are missing."""
+    broken = tmp_path_factory.mktemp("broken") / "model"
+    shutil.copytree(kinds["score"], broken)
+    (broken / "model.safetensors").unlink()
+    with running({**kinds, "broken": broken}, "--warm-up", "none") as found:
+        yield found
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_answers_are_the_predictors(server, kinds, kind):
+    own = kind if kind in kinds else "fill-mask"
+    expected = clue_jax.Predictor(kinds[own]).predict(INPUTS[kind], kind, top_k=3)
+    method = kind if own != kind else random.choice([kind, "predict"])
+    found = server.predict(own, INPUTS[kind], method, top_k=3)
+    (shape, numbers), (other_shape, others) = _numbers(found), _numbers(expected)
+    assert shape == other_shape
+    assert numbers == pytest.approx(others, abs=1e-5)
+
+
+def test_requests_at_the_same_time_share_batches_and_answers_stay_the_same(server, kinds):
+    texts = LINES * 4
+    expected = clue_jax.Predictor(kinds["classification"]).predict(texts)
+    with ThreadPoolExecutor(24) as pool:
+        found = list(pool.map(lambda text: server.predict("classification", [text])[0], texts))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours["labels"] == [pytest.approx(x, abs=1e-5) for x in theirs["labels"]]
+    _, text, _ = server.request("GET", "/metrics")
+    from prometheus_client.parser import text_string_to_metric_families as families
+
+    samples = {
+        (s.name, s.labels.get("model"), s.labels.get("le")): s.value
+        for family in families(text)
+        for s in family.samples
+    }
+    batches = samples["clue_batch_inputs_count", "classification", None]
+    assert batches < len(texts)  # some were computed together
+    assert samples["clue_batch_inputs_sum", "classification", None] >= len(texts)
+    assert samples["clue_queue_tokens", None, None] == 0
+    assert samples["clue_model_ready", "classification", None] == 1
+    assert samples["clue_model_ready", "broken", None] == 0
+    assert samples["process_resident_memory_bytes", None, None] > 1e7
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "the body is not valid JSON"),
+        (b'{"inputs": [', "the body is not valid JSON (Expecting value: line 1 column 13"),
+        (b'\xff\xfe{"inputs": []}', "the body is not UTF-8 text (byte 0)"),
+        (b"[" * 200_000, "the body is not valid JSON"),
+        (b'{"inputs": [NaN]}', "NaN is no JSON"),
+        (b'{"inputs": [' + b"1" * 10_000 + b"]}", "the body is not valid JSON"),
+        (b"[1]", 'must be a JSON object such as {"inputs": [{"text": ".."}]}'),
+        ({}, '"inputs" must be a list'),
+        ({"inputs": "好"}, '"inputs" must be a list'),
+        ({"inputs": []}, '"inputs" is empty'),
+        ({"inputs": ["好"] * 513}, "513 inputs; a request takes 512"),
+        ({"inputs": ["好"], "topk": 1}, 'unknown field "topk"; known: inputs, top_k, timeout'),
+        ({"inputs": ["好"], "top_k": 0}, '"top_k" must be a whole number between 1 and 1000'),
+        ({"inputs": ["好"], "timeout": -1}, '"timeout" must be seconds above 0 and up to 30'),
+        ({"inputs": ["好", 3]}, "input 2: an input is a text or an object with texts, got a int"),
+        ({"inputs": [{"txt": "好"}]}, 'input 1: classification needs "text", found "txt"'),
+        ({"inputs": [{"text": "好", "question": "?"}]}, 'classification takes "text", "text_pair"'),
+        ({"inputs": [{"text": None}]}, 'input 1: classification needs "text", found nothing'),
+        ({"inputs": ["好", "好" * 100_000]}, "input 2: a text of 100000 characters; a request tak"),
+        ({"inputs": [{"text": "", "target": {"a": "好" * 30_000}}]}, "a text of 30000 characters"),
+        ({"inputs": ["好\ud800"]}, "input 1: U+D800 at place 1 is half a surrogate pair"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_is_named(server, body, message):
+    status, found, _ = server.request("POST", "/v1/models/classification:predict", body)
+    assert status == 422
+    assert message in found["error"]
+    assert server.predict("classification", ["好"])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "message"),
+    [
+        ("POST", "/v1/models/none:predict", 404, "no model 'none'; there are classification"),
+        ("GET", "/v1/models/none", 404, "no model 'none'"),
+        ("POST", "/v1/models/spans:guess", 404, "no method 'guess'; there are predict, classif"),
+        ("GET", "/v1/models/spans:predict", 404, "no model 'spans:predict'"),
+        ("DELETE", "/health", 405, "/health does not take DELETE"),
+        ("GET", "/../../etc/passwd", 404, "nothing is at"),
+        ("GET", "/docs/..%2f..%2fsetup.py", 404, "nothing is at"),
+    ],
+)
+def test_addresses_that_are_not_there(server, method, path, status, message):
+    found, answer, _ = server.request(method, path, "{}")
+    assert found == status
+    assert message in answer["error"]
+
+
+def test_a_kind_that_a_model_cannot_make(server):
+    status, found, _ = server.request("POST", "/v1/models/spans:score", {"inputs": ["好"]})
+    assert status == 422 and found["error"].startswith("model spans makes no score; it makes spans")
+
+
+def test_a_model_that_cannot_be_loaded_harms_no_other(server):
+    status, found, _ = server.request("POST", "/v1/models/broken:predict", {"inputs": ["好"]})
+    assert status == 503
+    assert "model broken could not be loaded" in found["error"]
+    assert "a model directory without weights (no model.safetensors)" in found["error"]
+    _, about, _ = server.request("GET", "/v1/models/broken")
+    assert about["state"] == "failed" and about["error"]
+    assert server.request("GET", "/ready")[0] == 200
+
+
+def test_models_tell_what_they_are(server):
+    _, found, _ = server.request("GET", "/v1/models")
+    models = {model["name"]: model for model in found["models"]}
+    assert models["entities"]["kinds"] == ["entities", "embedding", "similarity"]
+    assert models["classification"]["labels"] == ["军事", "体育", "财经"]
+    assert models["classification"]["tokens"] == 64 and models["spans"]["state"] == "ready"
+
+
+def test_bodies_that_are_too_large_are_not_read(server):
+    head = "POST /v1/models/score:predict HTTP/1.1\r\nHost: x\r\n"
+    for rest in (
+        "Content-Length: 99999999\r\n\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n" + ("10000\r\n" + "x" * 65536 + "\r\n") * 70,
+    ):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+            with contextlib.suppress(OSError):  # it may hang up while we still send
+                connection.sendall((head + rest).encode())
+            with connection.makefile("rb") as file:
+                answer = file.read().decode()
+        assert answer.startswith("HTTP/1.1 413") and "larger than 4194304 bytes" in answer
+
+
+def test_request_ids_come_back_and_logs_hold_no_text(server):
+    secret = "绝不能写进日志的话"
+    body = {"inputs": [secret]}
+    name = "abc-123"
+    answer = server.request(
+        "POST", "/v1/models/classification:predict", body, **{"X-Request-ID": name}
+    )
+    assert answer[2]["x-request-id"] == name
+    bad = server.request("GET", "/health", **{"X-Request-ID": "a b\tc"})
+    assert len(bad[2]["x-request-id"]) == 16
+    time.sleep(0.2)
+    (line,) = [line for line in server.log if line.get("id") == name]
+    assert line["status"] == 200 and line["inputs"] == 1 and line["ms"] > 0
+    assert line["model"] == "classification" and line["tokens"] == len(secret) + 2
+    assert secret not in json.dumps(server.log, ensure_ascii=False)
+
+
+def test_the_description_needs_nothing_from_outside(server):
+    _, page, _ = server.request("GET", "/docs")
+    assert "/docs/swagger-ui-bundle.js" in page and "https://" not in page
+    assert server.request("GET", "/docs/swagger-ui-bundle.js")[0] == 200
+    _, found, _ = server.request("GET", "/openapi.json")
+    paths = [path for path in found["paths"] if path.startswith("/v1/models/{name}:")]
+    assert len(paths) == 10
+    for path in paths:
+        (content,) = found["paths"][path]["post"]["requestBody"]["content"].values()
+        example = content["schema"]["example"]
+        kind = path.rpartition(":")[2]
+        model = kind if kind in OWN else "classification"
+        assert server.predict(model, example["inputs"], kind, top_k=example["top_k"])
+
+
+def test_slow_senders_are_given_up(server):
+    """Of a head, and of a body; others are answered meanwhile."""
+    head = b"POST /v1/models/score:predict HTTP/1.1\r\nHost: x\r\n"
+    results = {}
+
+    def send(name, first):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+            connection.sendall(first)
+            started = time.monotonic()
+            try:
+                answer = connection.recv(65536)
+            except ConnectionResetError:
+                answer = b""
+            results[name] = (answer, time.monotonic() - started)
+
+    threads = [
+        threading.Thread(target=send, args=("nothing", b"")),
+        threading.Thread(target=send, args=("head", head)),
+        threading.Thread(target=send, args=("body", head + b"Content-Length: 100\r\n\r\n{")),
+    ]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        assert server.predict("score", ["好"])
+        time.sleep(0.5)
+    assert results["nothing"][0] == b"" and results["head"][0] == b""
+    assert results["body"][0].startswith(b"HTTP/1.1 408")
+    assert all(8 < seconds < 14 for _, seconds in results.values())
+
+
+def test_heads_that_are_too_large_are_refused(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        try:
+            connection.sendall(b"GET /health HTTP/1.1\r\nX: " + b"x" * 2_000_000)
+            answer = connection.recv(65536)
+        except OSError:
+            answer = b""
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 400")
+    assert server.request("GET", "/health")[0] == 200
+
+
+def fuzzed(random, valid: bytes) -> bytes:
+    """A request that was damaged in one of many ways."""
+    data = bytearray(valid)
+    way = random.randrange(5)
+    if way == 0:
+        for _ in range(random.randint(1, 8)):
+            data[random.randrange(len(data))] = random.randrange(256)
+    elif way == 1:
+        del data[random.randrange(len(data)) :]
+    elif way == 2:
+        at = random.randrange(len(data))
+        data[at:at] = random.randbytes(random.randint(1, 50))
+    elif way == 3:
+        junk = [None, True, -1, 1e308, "", [], {}, "\ud834", "[MASK]" * 99, ["x"], {"text": {}}]
+        values = {
+            name: random.choice(junk)
+            for name in ("inputs", "top_k", "timeout", "text")
+            if random.random() < 0.5
+        }
+        if random.random() < 0.8:
+            values["inputs"] = [random.choice(junk) for _ in range(random.randint(0, 4))]
+        body = json.dumps(values).encode()
+        path = random.choice([*OWN, "none", "%00", "..", "a" * 5000])
+        method = random.choice(["predict", *INPUTS, "x"])
+        return (
+            f"POST /v1/models/{path}:{method} HTTP/1.1\r\nHost: x\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        ).encode() + body
+    else:
+        data = bytearray(random.randbytes(random.randint(1, 300)))
+    return bytes(data)
+
+
+def fuzz(port: int, count: int, seed: int = 0) -> dict[int, int]:
+    """How often each status came; 0 for a connection closed without an answer."""
+    body = json.dumps({"inputs": [{"text": "清晨五点[MASK]"}], "top_k": 2}).encode()
+    numbers = random.Random(seed)
+    counts: dict[int, int] = {}
+    for _ in range(count):
+        valid = (
+            f"POST /v1/models/{numbers.choice(OWN)}:predict HTTP/1.1\r\nHost: x\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        ).encode() + body
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+            connection.sendall(fuzzed(numbers, valid))
+            try:
+                connection.shutdown(socket.SHUT_WR)
+                answer = connection.recv(65536)
+            except OSError:
+                answer = b""
+        status = int(answer.split()[1]) if answer.startswith(b"HTTP/") else 0
+        counts[status] = counts.get(status, 0) + 1
+    return counts
+
+
+def test_fuzzed_requests_are_survived(server):
+    counts = fuzz(server.port, 400)
+    assert not {status for status in counts if status >= 500} - {503}, counts
+    assert counts.get(422, 0) > 40 and counts.get(400, 0) > 20
+    assert server.process.poll() is None and server.predict("score", ["好"])
+    assert not [line for line in server.log if "traceback" in line]
+
+
+def test_a_full_queue_answers_429_at_once(kinds):
+    with running({"m": kinds["classification"]}, "--queue-tokens", "3000") as server:
+        large = {"inputs": ["好" * 60] * 512}  # 31,744 tokens, alone in the house
+        with ThreadPoolExecutor(1) as pool:
+            busy = pool.submit(server.request, "POST", "/v1/models/m:predict", large)
+            seen = []
+            while not server.queued() and not busy.done():
+                time.sleep(0.001)
+            while not busy.done():
+                started = time.monotonic()
+                status, _, headers = server.request(
+                    "POST", "/v1/models/m:predict", {"inputs": ["好"]}
+                )
+                seen.append((status, time.monotonic() - started, headers.get("retry-after")))
+            assert busy.result()[0] == 200 and len(busy.result()[1]["outputs"]) == 512
+        refused = [(seconds, after) for status, seconds, after in seen if status == 429]
+        assert refused and all(after == "1" for _, after in refused)
+        assert {status for status, _, _ in seen} <= {200, 429}
+        assert server.predict("m", ["好"])  # there is room again
+        # Waiting longer than one may.
+        with ThreadPoolExecutor(1) as pool:
+            busy = pool.submit(server.request, "POST", "/v1/models/m:predict", large)
+            while not server.queued() and not busy.done():
+                time.sleep(0.001)
+            status = 429
+            short = {"inputs": ["好"], "timeout": 1e-6}
+            while not busy.done() and status == 429:
+                status, _, _ = server.request("POST", "/v1/models/m:predict", short)
+            busy.result()
+        assert status in (200, 503)
+
+
+def test_readiness_comes_with_the_compiled_programs(kinds):
+    with running({"m": kinds["classification"]}, ready=False) as server:
+        status, found, _ = server.request("GET", "/ready")
+        assert status == 503 and found["models"]["m"] in ("loading", "compiling")
+        assert server.request("GET", "/health")[0] == 200
+        status, found, headers = server.request("POST", "/v1/models/m:predict", {"inputs": ["好"]})
+        assert status == 503 and "m is" in found["error"] and headers["retry-after"] == "2"
+        server.wait_until_ready()
+        assert server.predict("m", ["好"])
+
+
+def test_a_signal_loses_no_request(kinds):
+    """Clients that keep their connections; every request that is sent gets its answer."""
+    with running({"m": kinds["classification"]}, "--warm-up", "none") as server:
+        server.predict("m", LINES)
+        stopped = threading.Event()
+        lost, answered, after = [], [], []
+
+        def client(number):
+            import http.client
+
+            connection = None
+            for i in range(10_000):
+                try:
+                    if connection is None:
+                        connection = http.client.HTTPConnection(
+                            "127.0.0.1", server.port, timeout=60
+                        )
+                        connection.connect()
+                except ConnectionRefusedError:
+                    return  # it takes no more connections
+                try:
+                    body = json.dumps({"inputs": [LINES[(number + i) % len(LINES)]] * 8})
+                    connection.request("POST", "/v1/models/m:predict", body)
+                    answer = connection.getresponse()
+                    answer.read()
+                except OSError as error:
+                    lost.append(repr(error))
+                    return
+                except http.client.HTTPException as error:
+                    lost.append(repr(error))
+                    return
+                (after if stopped.is_set() else answered).append(answer.status)
+                if answer.getheader("connection") == "close":
+                    connection.close()
+                    connection = None
+
+        threads = [threading.Thread(target=client, args=(n,)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        time.sleep(1.5)
+        stopped.set()
+        server.process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join(60)
+        assert server.process.wait(60) in (0, -signal.SIGTERM)
+        assert not lost
+        assert set(answered) == {200} and len(answered) > 20
+        assert after and set(after) == {200}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "x"], "error: --model x: expected NAME=DIR, without / and : in the name"),
+        (["--model", "a/b=x"], "error: --model a/b=x: expected NAME=DIR"),
+        (["--model", "a=x", "--model", "a=y"], "error: --model a=y: there are two models of this"),
+        (["--model", "a=nowhere"], "error: no model can be served (a: nowhere: no such file"),
+        (["--model", "a=x", "--host", "no.such.host.invalid"], "cannot listen"),
+        (["--model", "a=x", "--timeout", "0"], "error: --timeout must be above 0"),
+        (["--model", "a=x", "--queue-tokens", "0"], "error: --queue-tokens must be at least 1"),
+    ],
+)
+def test_what_the_command_refuses(options, message):
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.serve", "--port", "0", *options],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert message in done.stderr.splitlines()[-1]
+
+
+def test_an_address_in_use_is_said(kinds):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            [sys.executable, "-m", "tools.serve", "--model", "a=x", "--port", str(port)],
+            cwd=ROOT, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert f"127.0.0.1:{port}: cannot listen (Address already in use)" in done.stderr

@@ -32,7 +32,13 @@ from clue_jax.serving.metrics import Metrics
 from clue_jax.serving.models import Served, WarmUp, load_all
 
 _PAGE = resources.files("clue_jax.serving") / "page"
-_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+# address -> file, and its type
+_FILES = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
 # Nothing from elsewhere is loaded, and no other site may frame the page.
 _POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 
@@ -305,17 +311,16 @@ async def _predict(
 
 
 def _add_pages(app: FastAPI) -> None:
-    def add(address: str, name: str) -> None:
-        kind = _TYPES[name[name.rindex(".") :]]
+    def add(address: str, name: str, kind: str) -> None:
         content = (_PAGE / name).read_bytes()
         headers = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"}
 
         @app.get(address, include_in_schema=False)
         async def page() -> Response:
-            return Response(content, media_type=f"{kind}; charset=utf-8", headers=headers)
+            return Response(content, media_type=kind, headers=headers)
 
-    for address, name in (("/", "index.html"), ("/page.js", "page.js"), ("/page.css", "page.css")):
-        add(address, name)
+    for address, (name, kind) in _FILES.items():
+        add(address, name, kind)
 
     try:
         import swagger_ui_bundle

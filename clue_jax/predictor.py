@@ -63,6 +63,7 @@ class Predictor:
         self.kinds = kinds_of(self.model)
         self.labels = _labels(self.model)
         self._normalize = normalizer(self.model.info.get("normalization", "none"))
+        self._params = _in_dtype(self.model.params, self.model.dtype)
         self._programs: dict[tuple[Any, ...], Programs] = {}
         if self.kinds[0] == "entities":
             wrong = [label for label in self.labels if split_label(label)[0] not in ("B", "I", "O")]
@@ -232,9 +233,20 @@ class Predictor:
         if key not in self._programs:
             function = model_function(self.model, kind, first_only, layers)
             self._programs[key] = Programs(
-                function, self.model.params, self.longest(kind), self.tokenizer.pad_id
+                function, self._params, self.longest(kind), self.tokenizer.pad_id
             )
         return self._programs[key]
+
+
+def _in_dtype(params: Any, dtype: jnp.dtype) -> Any:
+    """Kernels in the type that they are multiplied in, so that no call has to convert them."""
+    if dtype == jnp.float32:
+        return params
+
+    def convert(path: Any, array: jax.Array) -> jax.Array:
+        return array.astype(dtype) if path[-1].key == "kernel" else array
+
+    return jax.tree_util.tree_map_with_path(convert, params)
 
 
 def kinds_of(model: Model) -> tuple[str, ...]:

@@ -67,19 +67,11 @@ def save(
     about.setdefault("architecture", (config.extra.get("architectures") or [None])[0])
     info = describe(params, config, tokenizer, **about)
     architecture = info["architecture"]
-    values = config.to_hugging_face() | {"architectures": [architecture]}
-    values.pop("torch_dtype", None)
+    values = config_values(params, config, tokenizer, info)
     types = sorted({str(np.dtype(dtype or tensor.dtype)) for tensor in tensors.values()})
     if len(types) > 1:
         raise UserError(f"{directory}: parameters of types {', '.join(types)}, expected one")
     values["dtype"] = types[0]
-    if tokenizer:
-        values["pad_token_id"] = tokenizer.pad_id
-    if "classifier" in params:
-        classes = params["classifier"]["bias"].shape[0]
-        labels = info["labels"] or [f"LABEL_{i}" for i in range(classes)]
-        values["id2label"] = {str(i): label for i, label in enumerate(labels)}
-        values["label2id"] = {label: i for i, label in enumerate(labels)}
     with atomic_directory(directory) as folder:
         write_safetensors(folder / WEIGHTS, tensors, dtype)
         write_json(folder / "config.json", values)
@@ -90,6 +82,30 @@ def save(
         write_text(folder / "README.md", model_card(params, config, info, architecture))
         digests = {path.name: sha256(path) for path in sorted(folder.iterdir())}
         write_json(folder / INFO_FILE, info | {"digests": digests})
+
+
+def config_values(
+    params: Mapping[str, Any],
+    config: ModelConfig,
+    tokenizer: Tokenizer | None,
+    info: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The content of transformers' `config.json`, but for the type of the numbers.
+
+    Args:
+      params, config, tokenizer: of the model.
+      info: see `clue_jax.convert.loaded.describe`.
+    """
+    values = config.to_hugging_face() | {"architectures": [info["architecture"]]}
+    values.pop("torch_dtype", None)
+    if tokenizer:
+        values["pad_token_id"] = tokenizer.pad_id
+    if "classifier" in params:
+        classes = params["classifier"]["bias"].shape[0]
+        labels = info["labels"] or [f"LABEL_{i}" for i in range(classes)]
+        values["id2label"] = {str(i): label for i, label in enumerate(labels)}
+        values["label2id"] = {label: i for i, label in enumerate(labels)}
+    return values
 
 
 def load(directory: str | os.PathLike) -> LoadedModel:

@@ -20,6 +20,7 @@ from serving import running
 from test_predictor import INPUTS, LINES, _numbers
 
 import clue_jax
+from tools.fuzz_serve import fuzz
 
 OWN = [kind for kind in INPUTS if kind not in ("embedding", "similarity")]
 
@@ -230,63 +231,8 @@ def test_heads_that_are_too_large_are_refused(server):
     assert server.request("GET", "/health")[0] == 200
 
 
-def fuzzed(random, valid: bytes) -> bytes:
-    """A request that was damaged in one of many ways."""
-    data = bytearray(valid)
-    way = random.randrange(5)
-    if way == 0:
-        for _ in range(random.randint(1, 8)):
-            data[random.randrange(len(data))] = random.randrange(256)
-    elif way == 1:
-        del data[random.randrange(len(data)) :]
-    elif way == 2:
-        at = random.randrange(len(data))
-        data[at:at] = random.randbytes(random.randint(1, 50))
-    elif way == 3:
-        junk = [None, True, -1, 1e308, "", [], {}, "\ud834", "[MASK]" * 99, ["x"], {"text": {}}]
-        values = {
-            name: random.choice(junk)
-            for name in ("inputs", "top_k", "timeout", "text")
-            if random.random() < 0.5
-        }
-        if random.random() < 0.8:
-            values["inputs"] = [random.choice(junk) for _ in range(random.randint(0, 4))]
-        body = json.dumps(values).encode()
-        path = random.choice([*OWN, "none", "%00", "..", "a" * 5000])
-        method = random.choice(["predict", *INPUTS, "x"])
-        return (
-            f"POST /v1/models/{path}:{method} HTTP/1.1\r\nHost: x\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
-        ).encode() + body
-    else:
-        data = bytearray(random.randbytes(random.randint(1, 300)))
-    return bytes(data)
-
-
-def fuzz(port: int, count: int, seed: int = 0) -> dict[int, int]:
-    """How often each status came; 0 for a connection closed without an answer."""
-    body = json.dumps({"inputs": [{"text": "清晨五点[MASK]"}], "top_k": 2}).encode()
-    numbers = random.Random(seed)
-    counts: dict[int, int] = {}
-    for _ in range(count):
-        valid = (
-            f"POST /v1/models/{numbers.choice(OWN)}:predict HTTP/1.1\r\nHost: x\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
-        ).encode() + body
-        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
-            connection.sendall(fuzzed(numbers, valid))
-            try:
-                connection.shutdown(socket.SHUT_WR)
-                answer = connection.recv(65536)
-            except OSError:
-                answer = b""
-        status = int(answer.split()[1]) if answer.startswith(b"HTTP/") else 0
-        counts[status] = counts.get(status, 0) + 1
-    return counts
-
-
 def test_fuzzed_requests_are_survived(server):
-    counts = fuzz(server.port, 400)
+    counts = fuzz(server.port, (*OWN, "broken"), 400, seed=0)
     assert not {status for status in counts if status >= 500} - {503}, counts
     assert counts.get(422, 0) > 40 and counts.get(400, 0) > 20
     assert server.process.poll() is None and server.predict("score", ["好"])

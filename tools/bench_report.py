@@ -54,6 +54,29 @@ def _sent(r: dict[str, Any]) -> str:
     return ", ".join(parts) or "nothing"
 
 
+def _times(name: str, of: str = "") -> Callable[[dict[str, Any]], str]:
+    def told(r: dict[str, Any]) -> str:
+        found = r[name]
+        if f"{of}p50_ms" not in found:
+            return ""
+        return f"{found[f'{of}p50_ms']:,.1f}, {found[f'{of}p99_ms']:,.1f}"
+
+    return told
+
+
+def _seconds(name: str) -> Callable[[dict[str, Any]], str]:
+    return lambda r: ", ".join(f"{s:.2f}" for s in r[name]["seconds"])
+
+
+def _refused(r: dict[str, Any]) -> str:
+    statuses = r["at_5_times"]["statuses"]
+    return f"{statuses.get('200', 0):,}, {statuses.get('429', 0):,}"
+
+
+def _memory(r: dict[str, Any]) -> str:
+    return ", ".join(map(str, r["at_5_times"]["memory_mb"]))
+
+
 _MODEL: list[Column] = [
     ("model", _word("preset")), ("B", _number("batch_size")), ("T", _number("seq_len")),
 ]  # fmt: skip
@@ -104,6 +127,75 @@ TABLES: dict[str, list[Column]] = {
         ("MB/s", _number("our_mb_per_s", 2)),
         ("jieba, MB/s", _number("peer_mb_per_s", 2)),
         ("ratio", _ratio),
+    ],
+    "predict": [
+        ("model", _word("model")),
+        ("type", _word("dtype")),
+        ("texts", _number("texts")),
+        ("texts a second", _number("our_texts_per_second", 1)),
+        ("pipeline", _number("peer_texts_per_second", 1)),
+        ("ratio", _ratio),
+        ("largest difference", lambda r: f"{r['largest_difference']:.1e}"),
+        ("same labels", _share("same_labels")),
+        ("a text alone, ms", _number("our_ms_alone", 1)),
+        ("pipeline, ms", _number("peer_ms_alone", 1)),
+        ("start to first answer, s", _number("our_seconds_to_first_answer", 1)),
+        ("pipeline, s", _number("peer_seconds_to_first_answer", 1)),
+    ],
+    "serve": [
+        ("model", _word("model")),
+        ("texts a request", _number("texts_a_request")),
+        ("texts a second", _number("server_texts_per_second", 1)),
+        ("of the bare model", _share("of_bare")),
+        ("ready after, s", _number("seconds_until_ready", 1)),
+        ("at 70 %: p50, p99 ms", _times("at_70_percent")),
+        ("with 50 slow clients", _times("with_slow_clients")),
+        ("at 5 times: answered, refused", _refused),
+        ("refused after p50, p99 ms", _times("at_5_times", "refused_")),
+        ("stopped under load: lost", lambda r: str(sum(r["drain"]["lost"].values()))),
+        ("MB before and after 5 times", _memory),
+    ],
+    "soak": [
+        ("model", _word("model")),
+        ("seconds", lambda r: f"{r['soak']['seconds']:,.0f}"),
+        ("answers", lambda r: f"{r['soak']['statuses'].get('200', 0):,}"),
+        (
+            "others",
+            lambda r: str(
+                sum(r["soak"]["statuses"].values()) - r["soak"]["statuses"].get("200", 0)
+            ),
+        ),
+        ("memory in MB, every tenth", lambda r: ", ".join(map(str, r["soak"]["memory_mb"]))),
+    ],
+    "fuzz": [
+        ("requests", _number("requests")),
+        ("statuses", lambda r: ", ".join(f"{k}: {v}" for k, v in r["statuses"].items())),
+        ("unexpected", lambda r: str(r["unexpected"])),
+    ],
+    "export": [
+        ("task", _word("task")),
+        ("examples", _number("examples")),
+        ("runtime", _word("runtime")),
+        ("MB", _number("megabytes", 1)),
+        ("largest difference of a logit", lambda r: f"{r['largest_difference']:.1e}"),
+        ("accuracy", lambda r: f"{100 * r['accuracy']:.2f} %"),
+        ("texts a second", _number("texts_per_second", 1)),
+    ],
+    "tokenizer": [
+        ("MB", _number("megabytes", 1)),
+        ("lines of equal tokens", lambda r: f"{r['lines_equal']:,} of {r['lines']:,}"),
+        ("peer", _word("peer")),
+        ("MB/s", _number("ours_mb_per_s", 1)),
+        ("peer, MB/s", _number("peer_mb_per_s", 2)),
+        ("ratio", _ratio),
+    ],
+    "convert": [
+        ("model", _word("preset")),
+        ("MB", _number("weights_mb", 1)),
+        ("to a model directory, s", _seconds("to_model")),
+        ("to TF-BERT, s", _seconds("to_tf")),
+        ("peak MB", lambda r: f"{r['to_model']['peak_mb']:,.0f}, {r['to_tf']['peak_mb']:,.0f}"),
+        ("equal after the way there and back", lambda r: "yes" if r["round_trip_equal"] else "no"),
     ],
     "finetune": [
         ("task", _word("task")),
@@ -159,7 +251,8 @@ def _files(folder: Path, pattern: str) -> list[Path]:
 def _table(folder: Path, kind: str, pattern: str) -> str:
     if kind not in TABLES:
         raise UserError(f"no table of kind {kind!r}; known: {', '.join(TABLES)}")
-    results = sorted((read_object(path) for path in _files(folder, pattern)), key=_order)
+    results = [row for path in _files(folder, pattern) for row in _results(path)]
+    results.sort(key=_order)
     columns = TABLES[kind]
     rows = [[of(result) for _, of in columns] for result in results]
     used = [i for i in range(len(columns)) if any(row[i] for row in rows)]
@@ -172,8 +265,15 @@ def _table(folder: Path, kind: str, pattern: str) -> str:
             for r in results
         }
     )
-    commands = "\n".join(result["command"] for result in results)
+    commands = "\n".join(dict.fromkeys(result["command"] for result in results))
     return f"\n{table}\n\n{'; '.join(made)}.\n\n```\n{commands}\n```\n\n"
+
+
+def _results(path: Path) -> list[dict[str, Any]]:
+    """A result, or the several of a command that tells of several things in "rows"."""
+    result = read_object(path)
+    common = {name: value for name, value in result.items() if name != "rows"}
+    return [common | row for row in result.get("rows", [{}])]
 
 
 def _order(result: dict[str, Any]) -> tuple[str, int]:

@@ -72,12 +72,18 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(models: dict[str, Path | str], *options: str, ready: bool = True) -> Iterator[Server]:
-    """A server process on a free port, stopped at the end."""
+def running(
+    models: dict[str, Path | str], *options: str, ready: bool = True, without: str = ""
+) -> Iterator[Server]:
+    """A server process on a free port, stopped at the end; packages may be missing to it."""
     names = [part for name, path in models.items() for part in ("--model", f"{name}={path}")]
+    environment = os.environ | {"XLA_FLAGS": ""}
+    if without:
+        folder = ROOT / "tests" / "without"
+        environment |= {"CLUE_JAX_WITHOUT": without, "PYTHONPATH": f"{folder}:{ROOT}"}
     process = subprocess.Popen(
         [sys.executable, "-m", "tools.serve", *names, "--port", "0", *options],
-        cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | {"XLA_FLAGS": ""},
+        cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
     server = Server(process)
     listening = threading.Event()

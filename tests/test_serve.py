@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
 import shutil
 import signal
 import socket
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -330,6 +332,31 @@ def test_a_signal_loses_no_request(kinds):
         assert not lost
         assert set(answered) == {200} and len(answered) > 20
         assert after and set(after) == {200}
+
+
+def _names(lines) -> dict[str, str]:
+    """Requirements by name."""
+    found = [line.strip() for line in lines if line.strip() and not line.startswith(("#", "-"))]
+    return {re.match(r"[\w-]+", line)[0].lower().replace("_", "-"): line for line in found}
+
+
+def test_a_server_needs_what_its_requirements_say_and_no_more(kinds):
+    """Everything else that is installed is missing to it; the Dockerfile copies what there is."""
+    everything = _names((ROOT / "requirements.txt").read_text().splitlines())
+    serve = _names((ROOT / "requirements-serve.txt").read_text().splitlines())
+    extra = _names(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"]["serve"])  # fmt: skip
+    assert serve == {name: line for name, line in (everything | extra).items() if name in serve}
+    assert extra.keys() <= serve.keys()
+    missing = [name.replace("-", "_") for name in everything.keys() - serve.keys()]
+    missing += ["tensorflow", "orbax", "torch", "transformers", "tokenizers"]
+    with running(
+        {"m": kinds["classification"]}, "--warm-up", "none", without=",".join(missing)
+    ) as server:
+        assert server.predict("m", ["好"])
+    copied = re.findall(r"^COPY (.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert len(copied) == 3
+    assert all((ROOT / name).exists() for line in copied for name in line.split())
 
 
 @pytest.mark.parametrize(

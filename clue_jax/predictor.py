@@ -65,12 +65,6 @@ class Predictor:
         self._normalize = normalizer(self.model.info.get("normalization", "none"))
         self._params = _in_dtype(self.model.params, self.model.dtype)
         self._programs: dict[tuple[Any, ...], Programs] = {}
-        if self.kinds[0] == "entities":
-            wrong = [label for label in self.labels if split_label(label)[0] not in ("B", "I", "O")]
-            if wrong or OUTSIDE not in self.labels:
-                raise UserError(
-                    f"{self.model.path}: its tags are not BIO: {', '.join(self.labels)}"
-                )
 
     def predict(
         self, inputs: Sequence[str | Mapping[str, Any]], kind: str | None = None, top_k: int = 5
@@ -109,6 +103,8 @@ class Predictor:
             raise UserError(f"top_k {top_k} must lie between 1 and {most}")
         if isinstance(inputs, str | Mapping):
             raise UserError("inputs must be a list, got a single one")
+        if kind == "entities":
+            _check_tags(self.labels, self.model.path)
         if kind == "fill-mask" and self.model.info.get("heads", {}).get("masked_lm") == "fresh":
             _warn(f"{self.model.path}: its masked-LM head was never trained; its answers are noise")
         checked = []
@@ -137,7 +133,7 @@ class Predictor:
         self, items: Sequence[Item], outputs: Sequence[Outputs], kind: str, top_k: int = 5
     ) -> list[dict[str, Any]]:
         """Answers out of what the model gave, the last step of `predict`."""
-        if kind == "similarity":
+        if kind == "similarity" and items:
             vectors = np.array([output[0] for output in outputs], np.float64)
             vectors /= np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
             found = [{"similarities": row} for row in (vectors @ vectors.T).tolist()]
@@ -263,15 +259,22 @@ def kinds_of(model: Model) -> tuple[str, ...]:
 
 def _classifier_kind(model: Model) -> str:
     extra = model.config.extra
-    architecture = model.info.get("architecture") or (extra.get("architectures") or [""])[0]
-    if architecture == "BertForTokenClassification":
+    named = model.info.get("architecture") or (extra.get("architectures") or [""])[0]
+    # A classifier without a pooler is one of tokens; see `choose_architecture`.
+    if named.endswith("ForTokenClassification") or "pooler" not in model.params["bert"]:
         return "entities"
-    if architecture == "BertForMultipleChoice":
+    if named.endswith("ForMultipleChoice"):
         return "choice"
     problem = extra.get("problem_type")
     if problem == "regression" or (problem is None and _classes(model) == 1):
         return "score"
     return "multi-label" if problem == "multi_label_classification" else "classification"
+
+
+def _check_tags(labels: tuple[str, ...], place: str) -> None:
+    wrong = [label for label in labels if split_label(label)[0] not in ("B", "I", "O")]
+    if wrong or OUTSIDE not in labels:
+        raise UserError(f"{place}: its tags are not BIO: {', '.join(labels)}")
 
 
 def _classes(model: Model) -> int:

@@ -144,9 +144,11 @@ _PROBLEMS = {
 }
 
 
-def save_kind(folder: Path, kind: str, tokenizer: WordPieceTokenizer, **changes) -> Path:
-    """A model directory of a kind, with random weights that are large enough to tell texts apart;
-    T at most 64."""
+def save_kind(
+    folder: Path, kind: str, tokenizer: WordPieceTokenizer, max_seq_length: int = 64, **changes
+) -> Path:
+    """A model directory of a kind, with random weights that are large enough to tell texts
+    apart."""
     extra = {"problem_type": _PROBLEMS[kind]} if kind in _PROBLEMS else {}
     config = micro_config(tokenizer.vocab_size, extra=extra, **changes)
     params = random_params(config)
@@ -161,8 +163,8 @@ def save_kind(folder: Path, kind: str, tokenizer: WordPieceTokenizer, **changes)
     }
     heads = {head: "trained"}
     model_dir.save(
-        folder, params, config, tokenizer, heads=heads, source="random numbers", max_seq_length=64,
-        **about,
+        folder, params, config, tokenizer, heads=heads, source="random numbers",
+        max_seq_length=max_seq_length, **about,
     )  # fmt: skip
     return folder
 

@@ -128,6 +128,19 @@ def test_three_are_truncated_by_hand():
     assert choices.truncate_three([1], [1], [1], 0) == (0, 0, 0)
 
 
+def test_three_texts_are_cut_one_token_after_the_other():
+    """Against the original's own loop."""
+    random = np.random.default_rng(0)
+    for _ in range(2000):
+        lengths = random.integers(0, 12, 3).tolist()
+        room = int(random.integers(-2, 36))
+        kept = {"passage": lengths[0], "choice": lengths[2], "question": lengths[1]}
+        while sum(kept.values()) > max(0, room):
+            kept[max(kept, key=lambda name: kept[name])] -= 1
+        found = choices.truncate_three(*([1] * n for n in lengths), room)
+        assert found == (kept["passage"], kept["question"], kept["choice"]), (lengths, room)
+
+
 def test_what_stands_around_a_blank():
     tokens = list(range(10))
     assert choices.around(tokens, 5, 4) == ([3, 4], [6, 7])

@@ -200,6 +200,9 @@ def test_what_is_refused(kinds, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(UserError, match=r"onnx is not installed; pip install \.\[export\]"):
         run(kinds["classification"], "onnx", tmp_path / "out", "classification")
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(UserError, match="tensorflow is not installed; pip install tensorflow"):
+        run(kinds["classification"], "savedmodel", tmp_path / "out", "classification")
     assert not (tmp_path / "out").exists()
 
 

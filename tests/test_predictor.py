@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -320,8 +321,43 @@ def test_tags_that_are_not_bio_are_refused(tokenizer, tmp_path):
     for name in ("clue_jax.json", "config.json"):
         text = (folder / name).read_text(encoding="utf-8")
         (folder / name).write_text(text.replace('"B-地名"', '"S-地名"'), encoding="utf-8")
+    predictor = clue_jax.Predictor(folder)
     with pytest.raises(UserError, match="its tags are not BIO: S-地名"):
-        clue_jax.Predictor(folder)
+        predictor.predict(["好"])
+    assert len(predictor.embed(["好"])) == 1  # the encoder is as good as ever
+
+
+def test_a_foreign_classifier_of_tokens_is_known_by_its_missing_pooler(kinds, tmp_path):
+    folder = tmp_path / "m"
+    shutil.copytree(kinds["entities"], folder)
+    (folder / "clue_jax.json").unlink()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config.pop("architectures")
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    text = "清晨五点，渔港的灯亮了"
+    assert clue_jax.Predictor(folder).predict([text]) == clue_jax.Predictor(
+        kinds["entities"]
+    ).predict([text])
+
+
+def test_nothing_is_predicted_for_nothing(predictors):
+    for kind, predictor in predictors.items():
+        assert predictor.predict([], kind) == []
+
+
+def test_what_is_cut_is_said(kinds, predictors, tokenizer, tmp_path):
+    """Questions at 64 tokens, and what stands far from a blank."""
+    near, far = predictors["choice"].predict(
+        [{"text": "好" * n + "#idiom000001#", "choices": ["一心一意", "画蛇添足"]} for n in (9, 99)]
+    )
+    assert "truncated" not in near and far["truncated"] is True
+    folder = save_kind(
+        tmp_path / "m", "spans", tokenizer, max_seq_length=128, max_position_embeddings=128
+    )
+    short, long = clue_jax.Predictor(folder).predict(
+        [{"text": "好" * 200, "question": "好" * n} for n in (64, 65)]
+    )
+    assert "truncated" not in short and long["truncated"] is True
 
 
 def test_it_runs_without_the_heavy_packages(kinds):

@@ -367,6 +367,7 @@ def test_a_server_needs_what_its_requirements_say_and_no_more(kinds):
         (["--model", "a=x", "--model", "a=y"], "error: --model a=y: there are two models of this"),
         (["--model", "a=nowhere"], "error: no model can be served (a: nowhere: no such file"),
         (["--model", "a=x", "--host", "no.such.host.invalid"], "cannot listen"),
+        (["--model", "a=x", "--port", "70000"], "error: --port 70000 must lie between 0 and 65535"),
         (["--model", "a=x", "--timeout", "0"], "error: --timeout must be above 0"),
         (["--model", "a=x", "--queue-tokens", "0"], "error: --queue-tokens must be at least 1"),
     ],

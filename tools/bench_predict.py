@@ -61,10 +61,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         raise UserError(f"{settings.model}: is no classifier, but a model for {predictor.kinds[0]}")
     inputs = mix(settings.data_dir, settings.examples)
     pipe, versions = _pipeline(settings.model, predictor.longest("classification"))
-    compared = _compare(predictor, pipe, inputs)
     started = time.perf_counter()
     programs = len(list(predictor.compile()))
     compile_seconds = time.perf_counter() - started
+    compared = _compare(predictor, pipe, inputs)
+    few = inputs[:_ALONE]
     batch = min((1, 8, 32), key=lambda size: _seconds(pipe, inputs[:_TRIED], size))
     ours, theirs = seconds_in_turn(
         lambda: predictor.predict(inputs),
@@ -72,8 +73,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         settings.pairs,
     )
     alone, their_alone = seconds_in_turn(
-        lambda: [predictor.predict([given]) for given in inputs[:_ALONE]],
-        lambda: [pipe(given) for given in inputs[:_ALONE]],
+        lambda: [predictor.predict([given]) for given in few],
+        lambda: [pipe(given) for given in few],
         settings.pairs,
     )
     first, their_first = seconds_in_turn(
@@ -93,8 +94,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "peer_texts_per_second": round(len(inputs) / median(theirs), 1),
         "peer_batch_size": batch,
         **ratios(theirs, ours, 2),
-        "our_ms_alone": round(median(alone) / _ALONE * 1000, 2),
-        "peer_ms_alone": round(median(their_alone) / _ALONE * 1000, 2),
+        "our_ms_alone": round(median(alone) / len(few) * 1000, 2),
+        "peer_ms_alone": round(median(their_alone) / len(few) * 1000, 2),
         "alone": ratios(their_alone, alone, 2),
         "our_seconds_to_first_answer": round(median(first), 2),
         "peer_seconds_to_first_answer": round(median(their_first), 2),
@@ -115,6 +116,8 @@ def mix(place: str, count: int) -> list[dict[str, str]]:
     tasks = []
     for name in MIX:
         examples = read_split(TASKS[name], place, "dev", limit=share) or []
+        if not examples:
+            raise UserError(f"{place}: holds no dev set of {name}")
         tasks.append([_input(example) for example in examples[:share]])
     shortest = min(map(len, tasks))
     return [task[i] for i in range(shortest) for task in tasks]

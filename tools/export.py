@@ -63,8 +63,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 def _write(predictor: Predictor, kind: str, to: str, folder: Path) -> None:
     model = predictor.model
     if to == "savedmodel":
-        saved_model = _needs("clue_jax.export.saved_model", "tensorflow", "tensorflow")
-        saved_model.write(model, kind, folder)
+        _needs("tensorflow", "tensorflow", "tensorflow")
+        _needs("clue_jax.export.saved_model").write(model, kind, folder)
         return
     if to == "stablehlo":
         _needs("clue_jax.export.stablehlo").write(model, kind, folder)

@@ -29,7 +29,7 @@ Task = Literal[
     "classification", "multi-label", "score", "spans", "choice", "entities", "fill-mask",
     "embedding",
 ]  # fmt: skip
-_SHOWN = ("text", "text_pair", "question", "choices")
+_SHOWN = ("text", "text_pair", "question")
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ class Settings:
     """Model directory."""
     input: str = "-"
     """UTF-8 file, or - for standard input. JSON lines hold "text" and what the task needs beside it
-    ("text_pair", "question", "choices"), or records of the task that the model was trained on; TSV
-    and CSV have a header with such names; plain text is a text a line. Blank lines are left out."""
+    ("text_pair", "question", "choices"), or are records of CLUE's task of labels that the model was
+    trained on; TSV and CSV have a header with such names; plain text is a text a line. Blank lines
+    are left out."""
     output: str = "-"
     """JSON-lines file, or - for standard output."""
     task: Task | None = None
@@ -108,11 +109,16 @@ def _records(lines: Iterable[bytes], settings: Settings) -> Iterator[_Read]:
     form = settings.format
     if form == "auto" and settings.input != "-":
         form = _FORMS.get(Path(settings.input).suffix, "text")
+    if form == "csv":
+        yield from _quoted(lines, settings.input)
+        return
     header: list[str] | None = None
     for number, line in enumerate(lines, 1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-        except UnicodeDecodeError:
+        except UnicodeDecodeError as error:
+            if form == "tsv" and header is None:
+                raise UserError(f"{settings.input}, line {number}: not UTF-8 text") from error
             yield number, UserError("not UTF-8 text")
             continue
         if not text.strip():
@@ -124,14 +130,50 @@ def _records(lines: Iterable[bytes], settings: Settings) -> Iterator[_Read]:
         elif form == "jsonl":
             yield number, _object(text)
         else:
-            values = text.split("\t") if form == "tsv" else next(csv.reader([text]))
+            values = text.split("\t")
             if header is None:
                 header = values
-            elif len(values) == len(header):
-                yield number, dict(zip(header, values, strict=True))
             else:
-                expected = f"{len(header)} ({', '.join(header)})"
-                yield number, UserError(f"{len(values)} columns, expected {expected}")
+                yield number, _row(header, values)
+
+
+def _quoted(lines: Iterable[bytes], source: str) -> Iterator[_Read]:
+    """The rows of a CSV; what is quoted may hold line feeds."""
+
+    def texts() -> Iterator[str]:
+        for number, line in enumerate(lines, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{source}, line {number}: not UTF-8 text") from error
+            yield text if text.endswith("\n") else text + "\n"
+
+    csv.field_size_limit(1 << 30)
+    reader = csv.reader(texts(), strict=True)
+    header: list[str] | None = None
+    while True:
+        first = reader.line_num + 1
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if header is None:
+                raise UserError(f"{source}, line {first}: not valid CSV ({error})") from error
+            yield first, UserError(f"not valid CSV ({error})")
+            continue
+        if not "".join(values).strip():
+            continue
+        if header is None:
+            header = values
+        else:
+            yield first, _row(header, values)
+
+
+def _row(header: list[str], values: list[str]) -> Mapping[str, Any] | UserError:
+    if len(values) == len(header):
+        return dict(zip(header, values, strict=True))
+    return UserError(f"{len(values)} columns, expected {len(header)} ({', '.join(header)})")
 
 
 def _object(text: str) -> Mapping[str, Any] | UserError:

@@ -57,6 +57,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("queue_tokens", "batch_tokens", "max_inputs", "max_characters", "max_body"):
         if getattr(settings, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+    if not 0 <= settings.port <= 65535:
+        raise UserError(f"--port {settings.port} must lie between 0 and 65535")
     if not 0 < settings.timeout <= 3600 or not 0 <= settings.drain <= 3600:
         raise UserError("--timeout must be above 0 and --drain at least 0, both up to 3600 s")
     served = models.parse(settings.model)

@@ -39,11 +39,18 @@ def truncate_three(
 ) -> tuple[int, int, int]:
     """How many tokens of each are kept: the longest loses its last; of equals the passage, then the
     choice, then the question."""
-    kept = {"passage": len(passage), "choice": len(choice), "question": len(question)}
-    while sum(kept.values()) > max(0, room):
-        longest = max(kept, key=lambda name: kept[name])  # the first of equals
-        kept[longest] -= 1
-    return kept["passage"], kept["question"], kept["choice"]
+    kept = [len(passage), len(choice), len(question)]
+    excess = sum(kept) - max(0, room)
+    while excess > 0:
+        longest = max(kept)
+        next_longest = max((n for n in kept if n < longest), default=0)
+        equals = [i for i in range(3) if kept[i] == longest]
+        # As many rounds, in which each of the equals loses one, as leave them the longest.
+        rounds = min(excess // len(equals), longest - next_longest)
+        for i in equals if rounds else equals[:excess]:
+            kept[i] -= rounds or 1
+            excess -= rounds or 1
+    return kept[0], kept[2], kept[1]
 
 
 def question_row(

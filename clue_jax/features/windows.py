@@ -15,6 +15,8 @@ import numpy as np
 from clue_jax.features.passages import Passage, Place
 from clue_jax.text import Tokenizer
 
+MAX_QUESTION = 64  # tokens of a question, as in the original
+
 
 @dataclass(frozen=True)
 class TokenizedPassage:
@@ -125,7 +127,7 @@ def make_windows(
     answer: tuple[int, int] | None,
     max_length: int,
     stride: int = 128,
-    max_question: int = 64,
+    max_question: int = MAX_QUESTION,
 ) -> list[Window]:
     """The rows of a question.
 

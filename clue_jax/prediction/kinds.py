@@ -143,7 +143,8 @@ def _questions(reader: Reader, inputs: Inputs) -> list[Item]:
         except ValueError as error:
             raise UserError(str(error)) from error
         rows = [Row(window.ids, window.segments) for window in made]
-        items.append(Item(rows, _Asked(text, passage, tokenized, made)))
+        asked = _Asked(text, passage, tokenized, made)
+        items.append(Item(rows, asked, len(question) > windows.MAX_QUESTION))
     return items
 
 
@@ -209,7 +210,10 @@ def _choices(reader: Reader, inputs: Inputs) -> list[Item]:
             for blank in blanks
             for row in choices.blank_rows(reader.tokenizer, blanked, blank, known, reader.longest)
         ]
-        items.append(Item(rows, _Choices(texts, blanks)))
+        others = 3 * (len(blanks) - 1)  # blanks that are not asked for become four tokens
+        whole = len(blanked.ids) + others + max(map(len, known)) + 3
+        cut = whole > max(len(row.ids) for row in rows)
+        items.append(Item(rows, _Choices(texts, blanks), cut))
     return items
 
 

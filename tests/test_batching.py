@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from clue_jax.prediction.kinds import Item
 from clue_jax.prediction.programs import Row
-from clue_jax.serving.batching import Batcher, DeadlinePassed, Overloaded
+from clue_jax.serving.batching import Batcher, Overloaded, TooLarge
 
 
 def item(name: int, tokens: int = 10) -> Item:
@@ -50,15 +49,9 @@ def play(scene, **options):
     return asyncio.run(run())
 
 
-def later() -> float:
-    return time.monotonic() + 60
-
-
-async def started(batcher, *work, deadline=None):
+async def started(batcher, *work):
     """Tasks of work, each begun."""
-    tasks = [
-        asyncio.create_task(batcher.submit(key, items, deadline or later())) for key, items in work
-    ]
+    tasks = [asyncio.create_task(batcher.submit(key, items)) for key, items in work]
     await asyncio.sleep(0.05)
     return tasks
 
@@ -91,38 +84,26 @@ def test_other_models_are_computed_in_the_order_of_arrival():
 def test_a_large_request_is_computed_in_parts():
     async def scene(batcher, model):
         model.free.set()
-        found = await batcher.submit("a", [item(n) for n in range(9)] + [item(9, 100)], later())
+        found = await batcher.submit("a", [item(n) for n in range(9)] + [item(9, 100)])
         assert found == [["a", n] for n in range(10)]
         assert [len(items) for _, items in model.batches] == [4, 4, 1, 1]
 
     play(scene)
 
 
-def test_too_late_is_said_and_not_computed():
-    async def scene(batcher, model):
-        (busy,) = await started(batcher, ("a", [item(1)]))
-        (late,) = await started(batcher, ("a", [item(2)]), deadline=time.monotonic() + 0.01)
-        model.free.set()
-        with pytest.raises(DeadlinePassed):
-            await late
-        await busy
-        assert model.batches == [("a", [1])]
-
-    play(scene)
-
-
 def test_there_is_room_for_so_many_tokens():
     async def scene(batcher, model):
-        refused = pytest.raises(Overloaded, match="5000 tokens are waiting, 1000 at most")
-        with batcher.room(5000), refused, batcher.room(1):  # the first is alone in the house
-            pass
-        assert batcher.tokens == 0
+        with pytest.raises(TooLarge, match="has 1001 tokens; a request takes 1000"):
+            batcher.room(1001).__enter__()
+        refused = pytest.raises(Overloaded, match="600 tokens are waiting, 1000 at most")
         with batcher.room(600) as room:
-            with pytest.raises(Overloaded), batcher.room(401):
+            with refused, batcher.room(401):
                 pass
             batcher.resize(room, 100)
             with batcher.room(900):
                 assert batcher.tokens == 1000
+            with pytest.raises(TooLarge):
+                batcher.resize(room, 1001)
         assert batcher.tokens == 0
 
     play(scene)
@@ -132,8 +113,8 @@ def test_a_fault_reaches_its_batch_alone():
     async def scene(batcher, model):
         model.free.set()
         with pytest.raises(RuntimeError, match="broken"):
-            await batcher.submit("a", [item(-1)], later())
-        assert await batcher.submit("a", [item(1)], later()) == [["a", 1]]
+            await batcher.submit("a", [item(-1)])
+        assert await batcher.submit("a", [item(1)]) == [["a", 1]]
 
     play(scene)
 
@@ -145,7 +126,7 @@ def test_what_nobody_waits_for_is_not_computed():
         await asyncio.sleep(0.05)
         model.free.set()
         await busy
-        assert await batcher.submit("a", [item(3)], later()) == [["a", 3]]
+        assert await batcher.submit("a", [item(3)]) == [["a", 3]]
         assert model.batches == [("a", [1]), ("a", [3])]
 
     play(scene)
@@ -153,6 +134,6 @@ def test_what_nobody_waits_for_is_not_computed():
 
 def test_an_empty_request_is_answered():
     async def scene(batcher, model):
-        assert await batcher.submit("a", [], later()) == []
+        assert await batcher.submit("a", []) == []
 
     play(scene)

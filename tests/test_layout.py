@@ -47,7 +47,7 @@ FLOORS = {
 ROOMS = {
     "flax": ("clue_jax/model/",),
     "orbax": ("clue_jax/checkpoint.py",),
-    "tensorflow": ("clue_jax/data/tf.py", "clue_jax/export/saved_model.py"),
+    "tensorflow": ("clue_jax/data/tf.py", "clue_jax/export/saved_model.py", "tools/bench_"),
     "onnx": ("clue_jax/export/onnx_graph.py",),
     "fastapi": ("clue_jax/serving/",),
     "uvicorn": ("clue_jax/serving/",),

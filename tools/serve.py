@@ -65,11 +65,13 @@ def main(argv: list[str] | None = None) -> None:
     logs.start_logging(settings.log_level)
     keep_compiled()
     limits = requests.Limits(
-        settings.max_inputs, settings.max_characters, settings.max_body, settings.timeout
-    )
+        inputs=settings.max_inputs, characters=settings.max_characters, body=settings.max_body,
+        timeout=settings.timeout,
+    )  # fmt: skip
     how = app.Settings(
-        limits, settings.queue_tokens, settings.batch_tokens, settings.warm_up, settings.dtype
-    )
+        limits=limits, queue_tokens=settings.queue_tokens, batch_tokens=settings.batch_tokens,
+        warm_up=settings.warm_up, dtype=settings.dtype,
+    )  # fmt: skip
     server.serve(served, how, settings.host, settings.port, settings.drain)
 
 

@@ -26,7 +26,7 @@ from clue_jax.files import json_text
 from clue_jax.prediction.inputs import FIELDS
 from clue_jax.prediction.kinds import Item, Outputs
 from clue_jax.serving import requests
-from clue_jax.serving.batching import Batcher, DeadlinePassed, Overloaded, tokens_of
+from clue_jax.serving.batching import Batcher, Overloaded, TooLarge, tokens_of
 from clue_jax.serving.guards import Refused, body_of
 from clue_jax.serving.metrics import Metrics
 from clue_jax.serving.models import Served, WarmUp, load_all
@@ -97,12 +97,12 @@ def build(
 
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        with ThreadPoolExecutor(1, "model") as device:
+        with ThreadPoolExecutor(1, "model") as device, ThreadPoolExecutor(1, "loader") as loader:
             state.batcher = Batcher(
                 partial(_compute, models), device, settings.queue_tokens, settings.batch_tokens,
                 partial(_observe, state),
             )  # fmt: skip
-            loading = asyncio.get_running_loop().run_in_executor(device, _load, state, failed)
+            loading = asyncio.get_running_loop().run_in_executor(loader, _load, state, failed)
             working = asyncio.create_task(state.batcher.work())
             yield
             state.stop.set()
@@ -168,6 +168,10 @@ def _add_errors(app: FastAPI) -> None:
             message = f"{request.url.path} does not take {request.method}"
         return _json({"error": message}, error.status_code, error.headers)
 
+    @app.exception_handler(Exception)
+    async def fault(request: HttpRequest, error: Exception) -> Response:
+        return _json({"error": "a fault of the server; its log has more"}, 500)
+
     @app.exception_handler(RequestValidationError)
     async def invalid(request: HttpRequest, error: RequestValidationError) -> Response:
         return _json({"error": str(error.errors()[0].get("msg"))}, 422)
@@ -232,7 +236,7 @@ def _add_predictions(app: FastAPI, state: State) -> None:
             operation_id=method,
             openapi_extra={"requestBody": {"required": True, "content": body}},
             responses={
-                413: {"description": "The body is too large."},
+                413: {"description": "The request is too large."},
                 422: {"description": "The request is not as it should be; the answer says why."},
                 429: {"description": "Too much is waiting; try again after Retry-After seconds."},
                 503: {"description": "The model is not ready, or the time was up."},
@@ -263,7 +267,10 @@ def _endpoint(state: State, kind: str | None) -> Callable[..., Any]:
         state.metrics.inputs.labels(*labels).inc(len(answers))
         state.metrics.tokens.labels(*labels).inc(tokens)
         request.scope.get("log", {}).update(model=name, inputs=len(answers), tokens=tokens)
-        return _json({"outputs": answers})
+        if tokens < 4096:
+            return _json({"outputs": answers})
+        write = partial(_json, {"outputs": answers})  # others need not wait for a long one
+        return await asyncio.get_running_loop().run_in_executor(state.readers, write)
 
     return predict
 
@@ -284,27 +291,46 @@ async def _predict(
     if kind not in predictor.kinds:
         makes = ", ".join(predictor.kinds)
         raise Refused(422, f"model {model.name} makes no {kind}; it makes {makes}")
-    loop = asyncio.get_running_loop()
     try:
         given = requests.read(body, limits)
-        deadline = time.monotonic() + given.timeout
-        top_k = min(given.top_k, predictor.config.vocab_size)
-        with batcher.room(given.size) as room:
-            read = partial(predictor.prepare, given.inputs, kind, top_k)
-            items = await loop.run_in_executor(state.readers, read)
-            tokens = tokens_of(items)
-            batcher.resize(room, tokens)
-            key = (model.name, kind)
-            outputs = await batcher.submit(key, items, deadline)
-            decode = partial(predictor.answers, items, outputs, kind, top_k)
-            return await loop.run_in_executor(state.readers, decode), tokens
+        answering = asyncio.create_task(_answer(state, model, kind, given))
+        leaving = asyncio.create_task(request.receive())
+        try:
+            await asyncio.wait(
+                (answering, leaving), timeout=given.timeout, return_when=asyncio.FIRST_COMPLETED
+            )
+            if answering.done():
+                return answering.result()
+            if leaving.done():
+                raise Refused(400, "the client went away")
+            message = f"the request took longer than {given.timeout:g} s and was given up"
+            raise Refused(503, message, {"Retry-After": "1"})
+        finally:
+            answering.cancel()
+            leaving.cancel()
     except UserError as error:
         raise Refused(422, str(error)) from error
+    except TooLarge as error:
+        raise Refused(413, str(error)) from error
     except Overloaded as error:
         raise Refused(429, f"too much is waiting ({error})", {"Retry-After": "1"}) from error
-    except DeadlinePassed as error:
-        message = f"the request waited longer than {given.timeout:g} s and was given up"
-        raise Refused(503, message, {"Retry-After": "1"}) from error
+
+
+async def _answer(
+    state: State, model: Served, kind: str, given: requests.Request
+) -> tuple[list[dict[str, Any]], int]:
+    """Reads, computes and decodes; the first and the last in other threads."""
+    predictor, batcher = model.predictor, state.batcher
+    loop = asyncio.get_running_loop()
+    top_k = min(given.top_k, predictor.config.vocab_size)
+    with batcher.room(given.size) as room:
+        read = partial(predictor.prepare, given.inputs, kind, top_k)
+        items = await loop.run_in_executor(state.readers, read)
+        tokens = tokens_of(items)
+        batcher.resize(room, tokens)
+        outputs = await batcher.submit((model.name, kind), items)
+        decode = partial(predictor.answers, items, outputs, kind, top_k)
+        return await loop.run_in_executor(state.readers, decode), tokens
 
 
 # ---- pages ---------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -22,8 +21,8 @@ class Overloaded(Exception):
     """There is no room for another request now."""
 
 
-class DeadlinePassed(Exception):
-    """A request waited for longer than it may."""
+class TooLarge(Exception):
+    """There would not be room for a request in an empty house."""
 
 
 @dataclass
@@ -39,13 +38,11 @@ class _Work:
 
     Attributes:
       key: only work of the same key is computed together.
-      deadline: of `time.monotonic`.
     """
 
     key: Hashable
     items: Sequence[Item]
     tokens: int
-    deadline: float
     done: asyncio.Future[list[Outputs]] = field(compare=False)
 
 
@@ -79,9 +76,11 @@ class Batcher:
         """Room for a request, as long as the block lasts; `resize` when its size is known better.
 
         Raises:
-          Overloaded: if there is none. A request alone in the house always has room.
+          Overloaded: if there is none now.
+          TooLarge: if there never is.
         """
-        if self.tokens and self.tokens + tokens > self._most:
+        self._check(tokens)
+        if self.tokens + tokens > self._most:
             raise Overloaded(f"{self.tokens} tokens are waiting, {self._most} at most")
         room = Room(tokens)
         self.tokens += tokens
@@ -91,19 +90,24 @@ class Batcher:
             self.tokens -= room.tokens
 
     def resize(self, room: Room, tokens: int) -> None:
-        """Corrects an estimate."""
+        """Corrects an estimate.
+
+        Raises:
+          TooLarge: see `room`.
+        """
+        self._check(tokens)
         self.tokens += tokens - room.tokens
         room.tokens = tokens
 
-    async def submit(self, key: Hashable, items: Sequence[Item], deadline: float) -> list[Outputs]:
-        """The outputs of the items, in order.
+    def _check(self, tokens: int) -> None:
+        if tokens > self._most:
+            raise TooLarge(f"the request has {tokens} tokens; a request takes {self._most}")
 
-        Raises:
-          DeadlinePassed: if they could not be begun in time.
-        """
+    async def submit(self, key: Hashable, items: Sequence[Item]) -> list[Outputs]:
+        """The outputs of the items, in order. Cancelled, what was not begun is not computed."""
         loop = asyncio.get_running_loop()
         parts = [
-            _Work(key, part, tokens_of(part), deadline, loop.create_future())
+            _Work(key, part, tokens_of(part), loop.create_future())
             for part in _parts(items, self._batch)
         ]
         self._waiting.extend(parts)
@@ -145,14 +149,12 @@ class Batcher:
         """The first in the queue, and what may share its batch, in the order of arrival."""
         batch: list[_Work] = []
         left: deque[_Work] = deque()
-        tokens, now = 0, time.monotonic()
+        tokens = 0
         while self._waiting:
             work = self._waiting.popleft()
             if work.done.done():  # its request was cancelled
                 continue
-            if work.deadline < now:
-                work.done.set_exception(DeadlinePassed())
-            elif not batch or (work.key == batch[0].key and tokens + work.tokens <= self._batch):
+            if not batch or (work.key == batch[0].key and tokens + work.tokens <= self._batch):
                 batch.append(work)
                 tokens += work.tokens
             else:

@@ -12,8 +12,6 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from clue_jax.files import json_text
-
 _log = logging.getLogger("clue_jax.requests")
 _ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 HEADER_SECONDS = 10.0  # for the head of a request
@@ -21,7 +19,7 @@ HEADER_BYTES = 1 << 16
 BODY_SECONDS = 10.0  # for its body
 _LINGER_SECONDS = 1.0
 _LINGER = 8  # of the largest body, so much is read of one that is too large
-SEND_SECONDS = 30.0  # for a piece of the answer
+SEND_SECONDS = 10.0  # in which a client must read something of its answer
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -115,63 +113,94 @@ class Logged:
                 if self._draining():
                     headers.append((b"connection", b"close"))
                 message["headers"] = headers
-            async with asyncio.timeout(SEND_SECONDS):  # a client that does not read is left
-                await send(message)
+            try:
+                async with asyncio.timeout(SEND_SECONDS):  # a client that does not read is left
+                    await send(message)
+            except (
+                RuntimeError
+            ) as error:  # of uvloop, where a pipelined request outlives its client
+                if "closed" not in str(error):
+                    raise
+                raise ConnectionResetError("the client went away") from error
 
         try:
             await self._app(scope, receive, send_on)
         except TimeoutError:
             fields["error"] = "the client did not read the answer"
-        except Exception:
+        except ConnectionResetError as error:
+            fields["error"] = str(error)
+        except Exception:  # it was answered with 500
             _log.exception("fault", extra={"fields": fields})
-            if not status:
-                status = 500
-                await _answer(send_on, 500, "a fault of the server; its log has more")
         finally:
             fields |= {"status": status, "ms": round((time.monotonic() - started) * 1000, 2)}
             quiet = scope["path"] in ("/health", "/ready", "/metrics")
             _log.log(logging.DEBUG if quiet else logging.INFO, "request", extra={"fields": fields})
 
 
-async def _answer(send: Send, status: int, message: str) -> None:
-    body = json_text({"error": message}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
 class Protocol(HttpToolsProtocol):
-    """uvicorn's, that closes a connection whose request has too long a head, or too slow a one."""
+    """uvicorn's, that gives up connections which keep it waiting: with the head of a request, with
+    bytes that belong to none, or by not reading an answer."""
 
     _head_timer: asyncio.TimerHandle | None = None
     _head = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._head_timer = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        if self._head_timer is None:
-            self._head_timer = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
+        self._start_timer()
 
     def data_received(self, data: bytes) -> None:
+        before = self._head_timer
         super().data_received(data)
-        if self._head_timer is not None:  # the head goes on
+        if self._head_timer is None:
+            if not self._is_answering():  # bytes behind an answer, that begin no request
+                self._start_timer()
+        elif self._head_timer is before:  # the same head goes on
             self._head += len(data)
             if self._head > HEADER_BYTES:
                 self.send_400_response("The head of the request is too large.")
 
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._start_timer()
+
     def on_headers_complete(self) -> None:
         self._stop_timer()
-        self._head = 0
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self.loop.call_later(SEND_SECONDS, self._give_up_unread, self._written())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
 
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _start_timer(self) -> None:
+        self._stop_timer()
+        self._head_timer = self.loop.call_later(HEADER_SECONDS, self._give_up)
+
     def _stop_timer(self) -> None:
+        self._head = 0
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _give_up(self) -> None:
+        if self._is_answering():  # it waits for us, with a part of its next request sent
+            self._start_timer()
+        else:
+            self.transport.abort()
+
+    def _written(self) -> int:
+        """Bytes that wait to be sent; a closed connection has none."""
+        return 0 if self.parser is None else self.transport.get_write_buffer_size()
+
+    def _give_up_unread(self, before: int) -> None:
+        waiting = self._written()
+        if before and waiting >= before:  # nothing was read in that time
+            self.transport.abort()
+        elif before and waiting:
+            self.loop.call_later(SEND_SECONDS, self._give_up_unread, waiting)

@@ -31,7 +31,7 @@ class Metrics:
             "clue_requests", "Requests answered", (*labels, "status"), registry=registry
         )
         self.seconds = Histogram(
-            "clue_request_seconds", "From the last byte of a request to its answer", labels,
+            "clue_request_seconds", "From the head of a request to its answer", labels,
             buckets=_SECONDS, registry=registry,
         )  # fmt: skip
         self.inputs = Counter("clue_inputs", "Inputs answered", labels, registry=registry)

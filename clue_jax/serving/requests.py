@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from clue_jax.errors import UserError
 from clue_jax.prediction.inputs import FIELDS
 
+TOP_K = 200  # the largest
 _HALVES = re.compile("[\ud800-\udfff]")
 
 
@@ -19,12 +20,16 @@ class Limits(NamedTuple):
     Attributes:
       inputs: how many.
       characters: of a text.
+      rows: of the model, where an input makes several: one for each choice of each blank.
+      masks: in all inputs.
       body: in bytes.
       timeout: in seconds, what a request may ask for at most.
     """
 
     inputs: int = 512
     characters: int = 20_000
+    rows: int = 1024
+    masks: int = 256
     body: int = 4 << 20
     timeout: float = 30.0
 
@@ -66,8 +71,18 @@ def read(body: bytes, limits: Limits) -> Request:
         raise UserError('"inputs" is empty')
     if len(inputs) > limits.inputs:
         raise UserError(f"{len(inputs)} inputs; a request takes {limits.inputs}")
+    rows = masks = 0
     for number, item in enumerate(inputs, 1):
-        for text in _texts(item):
+        texts, choices = _texts(item), _choices(item)
+        rows += max(1, len(choices)) * max(1, sum(text.count("#idiom") for text in texts))
+        masks += sum(text.count("[MASK]") for text in texts)
+        if rows > limits.rows:
+            raise UserError(f"input {number}: {rows} choices so far; a request takes {limits.rows}")
+        if masks > limits.masks:
+            raise UserError(
+                f"input {number}: {masks} [MASK] so far; a request takes {limits.masks}"
+            )
+        for text in texts:
             if len(text) > limits.characters:
                 raise UserError(
                     f"input {number}: a text of {len(text)} characters; a request takes "
@@ -83,8 +98,8 @@ def read(body: bytes, limits: Limits) -> Request:
     if type(timeout) not in (int, float) or not 0 < timeout <= limits.timeout:
         raise UserError(f'"timeout" must be seconds above 0 and up to {limits.timeout:g}')
     top_k = given.get("top_k", 5)
-    if type(top_k) is not int or not 1 <= top_k <= 1000:
-        raise UserError('"top_k" must be a whole number between 1 and 1000')
+    if type(top_k) is not int or not 1 <= top_k <= TOP_K:
+        raise UserError(f'"top_k" must be a whole number between 1 and {TOP_K}')
     return Request(inputs, top_k, float(timeout))
 
 
@@ -93,12 +108,16 @@ def _refuse(name: str) -> Any:
 
 
 def _texts(given: Any) -> list[str]:
-    """All texts of an input, whatever else is wrong with it."""
-    if isinstance(given, str):
-        return [given]
-    if isinstance(given, Mapping):
-        return [text for value in given.values() for text in _texts(value)]
-    return [text for value in given for text in _texts(value)] if isinstance(given, list) else []
+    """The texts of an input, as deep as there may be some."""
+    values = list(given.values()) if isinstance(given, Mapping) else [given]
+    values += _choices(given)
+    values += [text for value in values if isinstance(value, Mapping) for text in value.values()]
+    return [value for value in values if isinstance(value, str)]
+
+
+def _choices(given: Any) -> list[Any]:
+    found = given.get("choices") if isinstance(given, Mapping) else None
+    return found if isinstance(found, list) else []
 
 
 # ---- the description -----------------------------------------------------------------------------
@@ -149,7 +168,7 @@ def schema(kind: str | None, limits: Limits) -> dict[str, Any]:
         "required": ["inputs"],
         "properties": {
             "inputs": {"type": "array", "items": item, "minItems": 1, "maxItems": limits.inputs},
-            "top_k": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 5},
+            "top_k": {"type": "integer", "minimum": 1, "maximum": TOP_K, "default": 5},
             "timeout": {
                 "type": "number",
                 "description": "seconds after which it is given up",

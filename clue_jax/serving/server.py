@@ -16,9 +16,9 @@ from clue_jax.serving.guards import Logged, Protocol
 from clue_jax.serving.models import Served
 
 _log = logging.getLogger(__name__)
-_CONNECTIONS = 512  # open at the same time; more get a 503
+_CONNECTIONS = 1000  # open at the same time; more get a 503
 _LAST_REQUESTS = 0.25  # seconds for the requests of those that connected last
-_LONGEST_STOP = 60  # seconds for what is still computed when the server stops
+_MARGIN = 30  # seconds beyond the longest request for what is still answered at the end
 
 
 class _Server(uvicorn.Server):
@@ -81,10 +81,11 @@ def serve(
         server.should_exit = True
 
     app = build(models, settings, failed)
+    longest_stop = int(settings.limits.timeout) + _MARGIN
     guarded = Logged(app, lambda: app.state.server.draining)
     config = uvicorn.Config(
         guarded, http=Protocol, ws="none", log_config=None, access_log=False, server_header=False,
-        limit_concurrency=_CONNECTIONS, timeout_graceful_shutdown=_LONGEST_STOP,
+        limit_concurrency=_CONNECTIONS, timeout_graceful_shutdown=longest_stop,
         timeout_keep_alive=30,
     )  # fmt: skip
     server = _Server(config, drain)

@@ -85,6 +85,7 @@ const LINES = { text: 4, text_pair: 2, question: 1, choices: 4, sentences: 5 };
 
 let language = (navigator.language || "zh").toLowerCase().startsWith("zh") ? "zh" : "en";
 let models = [];
+let shownState = "";
 const $ = (id) => document.getElementById(id);
 const say = (word) => WORDS[language][word];
 const kindName = (kind) => say(kind === "score" ? "score_kind" : kind);
@@ -265,7 +266,8 @@ async function predict() {
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify({ inputs, top_k: 10 }),
     });
-    const found = await answer.json();
+    const isJson = (answer.headers.get("content-type") || "").includes("json");
+    const found = isJson ? await answer.json() : { error: await answer.text() };
     if (!answer.ok) throw new Error(found.error);
     const out = found.outputs[0];
     const shown = kind === "similarity" ? [matrix(given.sentences, found.outputs)] : SHOW[kind](out, input);
@@ -295,7 +297,10 @@ async function refresh() {
     return;
   }
   fillSelect($("model"), models.map((model) => [model.name, model.name]));
-  showModel(true);
+  // What is being typed stays as it is while other models are loaded.
+  const state = JSON.stringify(currentModel());
+  if (state !== shownState) showModel(true);
+  shownState = state;
   if (models.some((model) => model.state === "loading" || model.state === "compiling")) {
     setTimeout(refresh, 1000);
   }

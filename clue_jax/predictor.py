@@ -79,10 +79,11 @@ class Predictor:
           top_k: how many labels, answers, choices or tokens are listed.
 
         Returns:
-          By kind: "label" and "probability", and all in "labels"; "chosen" and "labels" of a
-          classifier with several; "score"; "answer", "start", "end" and "answers"; "choice",
-          "answer" and "choices" (for several blanks, in "blanks"); "entities"; "masks"; "vector";
-          "similarities", cosines with every input. What had to be cut has "truncated".
+          By kind: "label" (with its "name", where it is a code) and "probability", and all in
+          "labels"; "chosen" and "labels" of a classifier with several; "score"; "answer", "start",
+          "end" and "answers"; "choice", "answer" and "choices" (for several blanks, in "blanks");
+          "entities"; "masks"; "vector"; "similarities", cosines with every input.
+          What had to be cut has "truncated".
 
         Raises:
           UserError: for a kind that the model cannot make, or an input that is not as it should be,
@@ -219,7 +220,8 @@ class Predictor:
     def _reader(self, longest: int) -> Reader:
         # DRCD is the one task whose passages are cut at two more signs.
         more_signs = self.model.info.get("task") == "drcd"
-        return Reader(self.tokenizer, self._normalize, self.labels, longest, more_signs)
+        names = self.model.info.get("label_names", {})
+        return Reader(self.tokenizer, self._normalize, self.labels, names, longest, more_signs)
 
     def _program(
         self, kind: str, first_only: bool = False, layers: tuple[int, ...] = (-1,)

@@ -11,8 +11,10 @@ from clue_jax.archives import ZIP_ERRORS
 from clue_jax.errors import UserError
 from clue_jax.fetch import cache_directory, digest_of, fetch, join
 from finetune.forms import FORMS
+from finetune.records import json_lines
 from finetune.task import Content, Task
 
+NAMES_FILE = "labels.json"
 # CLUE's own; `NAME_public.zip` lies there for each of its tasks.
 ADDRESS = "https://storage.googleapis.com/cluebenchmark/tasks"
 
@@ -65,6 +67,23 @@ def read_split(
             return None
         raise UserError(f"{task.name} has no {split} set")
     return examples
+
+
+def label_names(task: Task, place: str | os.PathLike | None) -> dict[str, str]:
+    """The names of labels that are codes, where a file beside the examples has them.
+
+    Args:
+      task, place: see `read_split`.
+    """
+    if not task.name_field:
+        return {}
+    found = _read(task, download(task)[0] if place is None else Path(place), NAMES_FILE)
+    names = {}
+    for _, record in json_lines(*found) if found else ():
+        label, name = record.get("label"), record.get(task.name_field)
+        if label in task.labels and isinstance(name, str):
+            names[label] = name
+    return names
 
 
 def read_examples(

@@ -20,7 +20,7 @@ from clue_jax.convert import merge
 from clue_jax.convert.loaded import LoadedModel
 from clue_jax.data.batches import Batch
 from clue_jax.train_state import TrainState, compute_dtype
-from finetune.data import read_split
+from finetune.data import label_names, read_split
 from finetune.forms import FORMS
 from finetune.model import (
     TaskModel,
@@ -68,6 +68,7 @@ class Job:
     test: list[Any] | None
     examples: int
     digests: dict[str, str]
+    label_names: dict[str, str]
 
     @property
     def epoch_steps(self) -> int:
@@ -162,6 +163,7 @@ class Job:
             "license": info.get("license", "unknown"),
             "source": f"clue_jax finetune.run on {self.task.name}, from {info.get('source')}",
             "input": self.columns,
+            "label_names": self.label_names,
         }
 
 
@@ -200,7 +202,7 @@ def prepare(settings: Settings, mesh: jax.sharding.Mesh) -> Job:
         _log.warning("%s: no test file was found, so none is predicted", task.name)
     return Job(
         settings, plan, loaded, task, columns, given, rows["train"], rows["dev"], examples, count,
-        digests,
+        digests, label_names(task, settings.data_dir),
     )  # fmt: skip
 
 

@@ -36,6 +36,7 @@ class Task:
       board_metric: the score that the benchmark's table shows, if it is not the one that chooses
         the best checkpoint.
       label_field, id_field: names in a record.
+      name_field: of labels that are codes, the field of their names in the file `labels.json`.
       expand: for tasks whose record is several examples; gives their texts and, if they shall have
         some, their labels.
       group: how many examples a record makes.
@@ -63,6 +64,7 @@ class Task:
     board_metric: str | None = None
     label_field: str = "label"
     id_field: str = "id"
+    name_field: str = ""
     expand: Callable[[Mapping[str, Any], bool], list[tuple[Texts, Label]]] | None = None
     group: int = 1
     records: Callable[[bytes, str], Iterator[tuple[int, dict[str, Any]]]] | None = None

@@ -194,6 +194,20 @@ def test_choices_are_those_of_transformers(kinds, predictors):
     assert one["answer"] == INPUTS["choice"][2]["choices"][one["choice"]] and one["blank"]
 
 
+def test_codes_have_names(kinds, tmp_path):
+    folder = tmp_path / "m"
+    shutil.copytree(kinds["classification"], folder)
+    info = json.loads((folder / "clue_jax.json").read_text(encoding="utf-8"))
+    info["label_names"] = {"军事": "news_military", "体育": "news_sports"}
+    (folder / "clue_jax.json").write_text(json.dumps(info), encoding="utf-8")
+    (answer,) = clue_jax.Predictor(folder).predict(["好"])
+    found = {x["label"]: x.get("name") for x in answer["labels"]}
+    assert found == {"军事": "news_military", "体育": "news_sports", "财经": None}
+    loaded = clue_jax.load(folder)
+    loaded.save(tmp_path / "again")  # they stay with the model
+    assert clue_jax.load(tmp_path / "again").info["label_names"] == info["label_names"]
+
+
 def test_similarities_are_cosines(predictors):
     predictor = predictors["similarity"]
     vectors = predictor.embed(LINES[:3]).astype(np.float64)

@@ -174,3 +174,13 @@ def test_tfds_of_the_official_zips(clue_tasks, shared, tmp_path):
         assert counts == {"train": 1244, "validation": 152, "test": tests}
         first = next(iter(builder.as_dataset(split="train")))
         assert "_" in first["text_a"].numpy().decode()
+
+
+def test_codes_get_their_names_from_the_official_files(shared, tmp_path):
+    from finetune.data import label_names
+
+    clue = shared / "data" / "clue"
+    names = label_names(TASKS["tnews"], clue)
+    assert len(names) == 15 and names["104"] == "news_finance"
+    assert label_names(TASKS["iflytek"], clue)["0"] == "打车"
+    assert label_names(TASKS["afqmc"], clue) == {} == label_names(TASKS["tnews"], tmp_path)

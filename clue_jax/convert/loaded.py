@@ -171,6 +171,7 @@ def describe(
     normalization: str = "none",
     task: str | None = None,
     labels: Sequence[str] = (),
+    label_names: Mapping[str, str] | None = None,
     license: str = "unknown",
     lower_case: bool = True,
     input: Mapping[str, Any] | None = None,
@@ -186,6 +187,7 @@ def describe(
       normalization: what was done to the text before tokenization.
       task: None for "classification" where there is a classifier, else "pretraining".
       labels: of the classifier, in order.
+      label_names: what they mean, where they are codes.
       license: of the weights, as the Hugging Face hub names licences.
       lower_case: whether text is lower-cased, for a model without a tokenizer.
       input: columns and kind of label of a person's own task.
@@ -200,6 +202,7 @@ def describe(
             f"{len(labels)} labels"
         )
     own = {"input": dict(input)} if input else {}
+    own |= {"label_names": dict(label_names)} if label_names else {}
     return own | {
         "format": FORMAT,
         "task": task or ("classification" if "classifier" in params else "pretraining"),
@@ -253,6 +256,7 @@ def read_info(path: Path) -> dict[str, Any]:
     types = {
         "heads": dict, "digests": dict, "labels": list, "lower_case": bool, "normalization": str,
         "license": str, "input": dict, "versions": dict, "architecture": str,
+        "label_names": dict,
     }  # fmt: skip
     for name, kind in types.items():
         if name in info and not isinstance(info[name], kind):

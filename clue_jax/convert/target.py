@@ -20,6 +20,7 @@ _ABOUT = (
     "normalization",
     "task",
     "labels",
+    "label_names",
     "license",
     "lower_case",
     "input",

@@ -31,6 +31,7 @@ class Reader:
     Attributes:
       tokenizer, normalize: of the model.
       labels: of the classifier, in order.
+      names: what labels mean, of those that are codes.
       longest: T at most, special tokens included.
       more_signs: see `clue_jax.features.passages.cut`.
     """
@@ -38,6 +39,7 @@ class Reader:
     tokenizer: Tokenizer
     normalize: Callable[[str], str]
     labels: tuple[str, ...]
+    names: Mapping[str, str]
     longest: int
     more_signs: bool = False
 
@@ -105,8 +107,15 @@ def _marked(given: Mapping[str, Any]) -> str:
 
 def _label(reader: Reader, source: Any, outputs: Outputs, top_k: int) -> dict[str, Any]:
     probabilities = softmax(outputs[0])
-    ranked = _ranked(probabilities, top_k, lambda i: {"label": reader.labels[i]})
+    ranked = _ranked(probabilities, top_k, lambda i: _named(reader, i))
     return {**ranked[0], "labels": ranked}
+
+
+def _named(reader: Reader, i: int) -> dict[str, Any]:
+    label = reader.labels[i]
+    return (
+        {"label": label, "name": reader.names[label]} if label in reader.names else {"label": label}
+    )
 
 
 def _several_labels(reader: Reader, source: Any, outputs: Outputs, top_k: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from finetune.task import Task
 
 TASK = Task(
     name="iflytek",
+    name_field="label_des",
     labels=tuple(str(number) for number in range(119)),
     texts=lambda record: (record["sentence"], None),
     test={"1.0": "test.json", "1.1": "test.json"},

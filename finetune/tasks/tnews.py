@@ -4,6 +4,7 @@ from finetune.task import Task
 
 TASK = Task(
     name="tnews",
+    name_field="label_desc",
     labels=tuple(str(code) for code in range(100, 117) if code not in (105, 111)),
     texts=lambda record: (record["sentence"], None),
     test={"1.0": "test1.0.json", "1.1": "test.json"},

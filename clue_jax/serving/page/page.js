@@ -138,7 +138,12 @@ function oneChoice(found) {
 }
 
 const SHOW = {
-  classification: (out) => [element("h2", {}, out.label), ...bars(out.labels, "label")],
+  classification: (out) => {
+    const named = ({ label, name, probability }) => ({
+      shown: name ? `${name}（${label}）` : label, probability,
+    });
+    return [element("h2", {}, named(out).shown), ...bars(out.labels.map(named), "shown")];
+  },
   "multi-label": (out) => [
     element("h2", {}, `${say("chosen")}：${out.chosen.join("、") || say("nothing")}`),
     ...bars(out.labels, "label"),

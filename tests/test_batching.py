@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -22,10 +23,12 @@ class Model:
 
     def __init__(self):
         self.free = threading.Event()
+        self.seconds = 0.0
         self.batches: list[tuple[str, list[int]]] = []
 
     def __call__(self, key, items):
         self.free.wait(20)
+        time.sleep(self.seconds)
         self.batches.append((key, [i.source for i in items]))
         if any(i.source < 0 for i in items):
             raise RuntimeError("broken")
@@ -94,17 +97,35 @@ def test_a_large_request_is_computed_in_parts():
 def test_there_is_room_for_so_many_tokens():
     async def scene(batcher, model):
         with pytest.raises(TooLarge, match="has 1001 tokens; a request takes 1000"):
-            batcher.room(1001).__enter__()
+            batcher.room(1001, 9).__enter__()
         refused = pytest.raises(Overloaded, match="600 tokens are waiting, 1000 at most")
-        with batcher.room(600) as room:
-            with refused, batcher.room(401):
+        with batcher.room(600, 9) as room:
+            with refused, batcher.room(401, 9):
                 pass
             batcher.resize(room, 100)
-            with batcher.room(900):
+            with batcher.room(900, 9):
                 assert batcher.tokens == 1000
             with pytest.raises(TooLarge):
                 batcher.resize(room, 1001)
         assert batcher.tokens == 0
+
+    play(scene)
+
+
+def test_what_would_wait_too_long_is_turned_away_at_once():
+    async def scene(batcher, model):
+        model.free.set()
+        model.seconds = 0.1
+        with batcher.room(900, 0.01):
+            for n in range(4):  # ten tokens each
+                with batcher.room(1, 0.01):
+                    await batcher.submit("a", [item(n)])
+        with batcher.room(300, 1.0):  # about three seconds
+            refused = pytest.raises(Overloaded, match="about 3 s of work are waiting")
+            with refused, batcher.room(1, 1.0):
+                pass
+            with batcher.room(1, 60.0):
+                pass
 
     play(scene)
 

@@ -323,7 +323,7 @@ async def _answer(
     predictor, batcher = model.predictor, state.batcher
     loop = asyncio.get_running_loop()
     top_k = min(given.top_k, predictor.config.vocab_size)
-    with batcher.room(given.size) as room:
+    with batcher.room(given.size, given.timeout) as room:
         read = partial(predictor.prepare, given.inputs, kind, top_k)
         items = await loop.run_in_executor(state.readers, read)
         tokens = tokens_of(items)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clue_jax.prediction.kinds import Item, Outputs
+
+_KNOWN = 4  # batches after which their pace is believed
 
 
 class Overloaded(Exception):
@@ -69,19 +72,28 @@ class Batcher:
         self._most, self._batch = most, batch
         self._waiting: deque[_Work] = deque()
         self._woken = asyncio.Event()
+        self._paces: deque[float] = deque(maxlen=16)  # seconds a token, of the last batches
         self.tokens = 0
 
     @contextlib.contextmanager
-    def room(self, tokens: int) -> Iterator[Room]:
+    def room(self, tokens: int, seconds: float) -> Iterator[Room]:
         """Room for a request, as long as the block lasts; `resize` when its size is known better.
 
+        Args:
+          tokens: of the request.
+          seconds: that it may wait.
+
         Raises:
-          Overloaded: if there is none now.
+          Overloaded: if there is none now, or what waits takes longer than that.
           TooLarge: if there never is.
         """
         self._check(tokens)
         if self.tokens + tokens > self._most:
             raise Overloaded(f"{self.tokens} tokens are waiting, {self._most} at most")
+        # The best pace, since what waits is computed in full batches, and programs are compiled now
+        # and then.
+        if len(self._paces) >= _KNOWN and self.tokens * min(self._paces) > seconds:
+            raise Overloaded(f"about {self.tokens * min(self._paces):.0f} s of work are waiting")
         room = Room(tokens)
         self.tokens += tokens
         try:
@@ -130,6 +142,7 @@ class Batcher:
                 continue
             items = [item for work in batch for item in work.items]
             self._observe(batch[0].key, len(items))
+            started = time.monotonic()
             try:
                 outputs = await loop.run_in_executor(
                     self._executor, self._compute, batch[0].key, items
@@ -139,6 +152,8 @@ class Batcher:
                     if not work.done.done():
                         work.done.set_exception(error)
                 continue
+            tokens = max(1, sum(work.tokens for work in batch))
+            self._paces.append((time.monotonic() - started) / tokens)
             given = iter(outputs)
             for work in batch:
                 found = [next(given) for _ in work.items]

@@ -12,7 +12,7 @@ from clue_jax.features.sequences import pad_rows
 
 LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 SIZES = (1, 4, 16, 64)  # rows of a batch
-_MOST = 2048  # slots of a batch, if it has more than one row; more is slower on a CPU
+_MOST = 1024  # slots of a batch, if it has more than one row; more is slower on a CPU
 _CALL = 64  # what a call costs beside its slots, in slots
 MASKS = 8  # M, places of a row at which the vocabulary is scored
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -90,10 +91,9 @@ class Batcher:
         self._check(tokens)
         if self.tokens + tokens > self._most:
             raise Overloaded(f"{self.tokens} tokens are waiting, {self._most} at most")
-        # The best pace, since what waits is computed in full batches, and programs are compiled now
-        # and then.
-        if len(self._paces) >= _KNOWN and self.tokens * min(self._paces) > seconds:
-            raise Overloaded(f"about {self.tokens * min(self._paces):.0f} s of work are waiting")
+        pace = statistics.median(self._paces) if len(self._paces) >= _KNOWN else 0.0
+        if self.tokens * pace > seconds:
+            raise Overloaded(f"about {self.tokens * pace:.0f} s of work are waiting")
         room = Room(tokens)
         self.tokens += tokens
         try:

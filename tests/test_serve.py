@@ -115,7 +115,7 @@ def test_what_is_refused_is_named(server, body, message):
         ("POST", "/v1/models/none:predict", 404, "no model 'none'; there are classification"),
         ("GET", "/v1/models/none", 404, "no model 'none'"),
         ("POST", "/v1/models/spans:guess", 404, "no method 'guess'; there are predict, classif"),
-        ("GET", "/v1/models/spans:predict", 404, "no model 'spans:predict'"),
+        ("GET", "/v1/models/spans:predict", 405, "/v1/models/spans:predict takes POST, not GET"),
         ("DELETE", "/health", 405, "/health does not take DELETE"),
         ("GET", "/../../etc/passwd", 404, "nothing is at"),
         ("GET", "/docs/..%2f..%2fsetup.py", 404, "nothing is at"),
@@ -328,7 +328,7 @@ def test_a_full_queue_answers_429_at_once(kinds):
         assert all(seconds < 0.5 for *_, seconds in late)
 
         status, found, _ = server.request(
-            "POST", "/v1/models/m:predict", {"inputs": ["好" * 200] * 400}
+            "POST", "/v1/models/m:predict", {"inputs": ["好" * 200] * 512}
         )
         assert status == 413 and "tokens; a request takes 32300" in found["error"]
 

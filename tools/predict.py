@@ -58,7 +58,7 @@ class Settings:
     pair: str | None = None
     """Field or column of the second text, if it is not "text_pair"."""
     skip_bad_lines: bool = False
-    """Write {"line": .., "error": ..} for a line that cannot be read, and go on."""
+    """Write {"line": .., "error": ..} for a line that cannot be read or answered, and go on."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation."""
 
@@ -253,7 +253,8 @@ def _chunk(
             except UserError as error:
                 reason = str(error).removeprefix("input 1: ")
                 if not settings.skip_bad_lines:
-                    raise UserError(f"{settings.input}, line {number}: {reason}") from error
+                    place = "standard input" if settings.input == "-" else settings.input
+                    raise UserError(f"{place}, line {number}: {reason}") from error
                 items.append(UserError(reason))
     good = [item for item in items if not isinstance(item, UserError)]
     outputs = predictor.compute(good, kind)

@@ -82,7 +82,8 @@ def check_target(
     if not any(target.iterdir()):
         return
     if not overwrite:
-        raise UserError(f"{path}: exists and is not empty; --overwrite replaces a converted model")
+        hint = "" if source is None else ", or --overwrite a converted model"
+        raise UserError(f"{path}: exists and is not empty; choose another folder{hint}")
     foreign = [p.name for p in target.iterdir() if p.name not in _OWN_FILES or p.is_dir()]
     if foreign or not (target / INFO_FILE).is_file():
         raise UserError(f"{path}: holds something else than a converted model; remove it yourself")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -204,6 +205,11 @@ def _add_status(app: FastAPI, state: State) -> None:
         """The models, what they predict, and why one could not be loaded."""
         return _json({"models": [model.about() for model in state.models.values()]})
 
+    @app.get("/v1/models/{name}:{method}", include_in_schema=False)
+    async def not_posted(name: str, method: str) -> Response:
+        headers = {"Allow": "POST"}
+        raise Refused(405, f"/v1/models/{name}:{method} takes POST, not GET", headers)
+
     @app.get("/v1/models/{name}", tags=["models"])
     async def model(name: str) -> Response:
         """One model."""
@@ -323,7 +329,9 @@ async def _answer(
     predictor, batcher = model.predictor, state.batcher
     loop = asyncio.get_running_loop()
     top_k = min(given.top_k, predictor.config.vocab_size)
-    with batcher.room(given.size, given.timeout) as room:
+    in_parts = kind in ("spans", "entities")  # nothing of a text is cut off
+    size = given.size(sys.maxsize if in_parts else predictor.longest(kind))
+    with batcher.room(size, given.timeout) as room:
         read = partial(predictor.prepare, given.inputs, kind, top_k)
         items = await loop.run_in_executor(state.readers, read)
         tokens = tokens_of(items)

@@ -41,10 +41,14 @@ class Request(NamedTuple):
     top_k: int
     timeout: float
 
-    @property
-    def size(self) -> int:
-        """About how many tokens it has: in Chinese, a character is one."""
-        return sum(len(text) + 3 for given in self.inputs for text in _texts(given))
+    def size(self, longest: int) -> int:
+        """About how many tokens it has: in Chinese, a character is one.
+
+        Args:
+          longest: of a text; what is longer is cut.
+        """
+        texts = (text for given in self.inputs for text in _texts(given))
+        return sum(min(len(text) + 3, longest) for text in texts)
 
 
 def read(body: bytes, limits: Limits) -> Request:

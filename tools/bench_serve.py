@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,10 +153,16 @@ async def _loads(
     settings: Settings, process: subprocess.Popen, port: int, bodies: list[str], aiohttp: Any
 ) -> dict[str, Any]:
     address = f"http://127.0.0.1:{port}/v1/models/m:predict"
-    limits = {"connector": aiohttp.TCPConnector(limit=0), "timeout": aiohttp.ClientTimeout(120)}
-    async with aiohttp.ClientSession(**limits) as session:
 
-        async def ask(i: int, seen: _Seen) -> None:
+    def session() -> Any:
+        connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(120)
+        return aiohttp.ClientSession(connector=connector, timeout=timeout)
+
+    # When the server stops, clients shall hold the connections of a usual load, not the hundreds
+    # that an overload left them: one that is closed while idle is no answer that was lost.
+    async with session() as of_loads, session() as of_drain:
+
+        async def ask(i: int, seen: _Seen, session: Any = of_loads) -> None:
             started = time.perf_counter()
             try:
                 async with session.post(address, data=bodies[i % len(bodies)]) as answer:
@@ -187,7 +194,7 @@ async def _loads(
         for _, writer in slow:
             writer.close()
         soak = await _soak(ask, 0.7 * rate, settings.soak, process.pid)
-        drain = await _drain(ask, 0.7 * rate, process)
+        drain = await _drain(partial(ask, session=of_drain), 0.7 * rate, process)
     return {
         "requests_per_second": round(rate, 2),
         "at_70_percent": seventy.told(),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
+import fcntl
 import logging
 import re
 import secrets
+import termios
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -170,6 +173,17 @@ class Protocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self.loop.call_later(SEND_SECONDS, self._give_up_unread, self._written())
+
+    def shutdown(self) -> None:
+        """Closes the connection behind what it has asked; a request that has come but was not read
+        yet is answered, and that closes it (see `Logged`)."""
+        if self._is_answering() or not self._has_unread():
+            super().shutdown()
+
+    def _has_unread(self) -> bool:
+        count = array.array("i", [0])
+        fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.FIONREAD, count)
+        return count[0] > 0
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()

@@ -16,7 +16,7 @@ from clue_jax.serving.guards import Logged, Protocol
 from clue_jax.serving.models import Served
 
 _log = logging.getLogger(__name__)
-_CONNECTIONS = 1000  # open at the same time; more get a 503
+_CONNECTIONS = 4000  # open at the same time; more get a 503
 _LAST_REQUESTS = 0.25  # seconds for the requests of those that connected last
 _MARGIN = 30  # seconds beyond the longest request for what is still answered at the end
 
@@ -80,6 +80,7 @@ def serve(
     def failed() -> None:
         server.should_exit = True
 
+    _allow_files(_CONNECTIONS + 100)
     app = build(models, settings, failed)
     longest_stop = int(settings.limits.timeout) + _MARGIN
     guarded = Logged(app, lambda: app.state.server.draining)
@@ -98,6 +99,19 @@ def serve(
     if all(model.state == "failed" for model in models.values()):
         reasons = "; ".join(f"{model.name}: {model.error}" for model in models.values())
         raise UserError(f"no model can be served ({reasons})")
+
+
+def _allow_files(number: int) -> None:
+    """Lets the process have so many files open, as far as the system allows it: every connection is
+    one, and the usual limit is 1024."""
+    try:
+        import resource
+    except ImportError:  # no such limit there
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _family(host: str) -> socket.AddressFamily:

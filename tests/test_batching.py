@@ -115,11 +115,11 @@ def test_there_is_room_for_so_many_tokens():
 def test_what_would_wait_too_long_is_turned_away_at_once():
     async def scene(batcher, model):
         model.free.set()
-        model.seconds = 0.1
+        model.seconds = 0.02
         with batcher.room(900, 0.01):
-            for n in range(4):  # ten tokens each
+            for n in range(16):  # two tokens each
                 with batcher.room(1, 0.01):
-                    await batcher.submit("a", [item(n)])
+                    await batcher.submit("a", [item(n, 2)])
         with batcher.room(300, 1.0):  # about three seconds
             refused = pytest.raises(Overloaded, match="about 3 s of work are waiting")
             with refused, batcher.room(1, 1.0):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 
 from clue_jax.prediction.kinds import Item, Outputs
 
-_KNOWN = 4  # batches after which their pace is believed
+_KNOWN = 16  # batches after which their pace is believed
 
 
 class Overloaded(Exception):
@@ -73,7 +72,7 @@ class Batcher:
         self._most, self._batch = most, batch
         self._waiting: deque[_Work] = deque()
         self._woken = asyncio.Event()
-        self._paces: deque[float] = deque(maxlen=16)  # seconds a token, of the last batches
+        self._paces: deque[float] = deque(maxlen=_KNOWN)  # seconds a token, of the last batches
         self.tokens = 0
 
     @contextlib.contextmanager
@@ -91,7 +90,8 @@ class Batcher:
         self._check(tokens)
         if self.tokens + tokens > self._most:
             raise Overloaded(f"{self.tokens} tokens are waiting, {self._most} at most")
-        pace = statistics.median(self._paces) if len(self._paces) >= _KNOWN else 0.0
+        # The best of the last batches: what waits fills its batches, and needs no compiling.
+        pace = min(self._paces) if len(self._paces) >= _KNOWN else 0.0
         if self.tokens * pace > seconds:
             raise Overloaded(f"about {self.tokens * pace:.0f} s of work are waiting")
         room = Room(tokens)

@@ -211,7 +211,7 @@ def finished(shards, micro_model, tmp_path_factory) -> Path:
 # Files that take longest come first, so that no process is left with one at the end.
 LONGEST = (
     "test_run", "test_finetune", "test_serve", "test_sweep", "test_distributed", "test_clue",
-    "test_guard", "test_export",
+    "test_guard", "test_serve_process", "test_export",
 )  # fmt: skip
 
 

@@ -33,12 +33,50 @@ import pytest
 
 from clue_jax.config import ModelConfig
 from clue_jax.convert import model_dir
+from clue_jax.files import write_json
 from clue_jax.text import WordPieceTokenizer
 from pretraining import build_shards, build_vocab, run
+from tools.result import about
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "pretraining" / "sample_zh.txt"
 SHARED = Path(os.environ.get("CLUE_JAX_SHARED", ROOT.parent / "shared"))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--differences", metavar="FILE", help="keep how far ours is from recordings")
+
+
+@pytest.fixture
+def agree(record_property, request):
+    """Compares with a recording of the original, and notes how far ours is from it."""
+
+    def compare(what: str, ours, recorded, within: float = 0.0, relative: bool = False) -> None:
+        ours, recorded = np.asarray(ours), np.asarray(recorded)
+        np.testing.assert_allclose(ours, recorded, rtol=within, atol=0 if relative else within)
+        far = np.abs(ours.astype(np.float64) - recorded)
+        far = far / np.abs(recorded) if relative else far
+        test = Path(request.node.path).relative_to(ROOT).as_posix()
+        numbers = {"difference": float(far.max()), "compared": far.size, "demanded": within}
+        record_property("agreement", {"what": what, "test": test, **numbers})
+
+    return compare
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """With --differences: the largest difference of each thing that was compared, as a result for
+    tools.bench_report."""
+    if not config.getoption("differences"):
+        return
+    rows: dict[str, dict] = {}
+    for report in terminalreporter.stats.get("passed", []):
+        for name, noted in report.user_properties:
+            if name == "agreement":
+                row = rows.setdefault(noted["what"], {**noted, "difference": 0.0, "compared": 0})
+                row["difference"] = max(row["difference"], noted["difference"])
+                row["compared"] += noted["compared"]
+    command = ["python", "-m", "pytest", *config.invocation_params.args]
+    write_json(config.getoption("differences"), {"rows": list(rows.values()), **about(command)})
 
 
 @pytest.fixture(scope="session")

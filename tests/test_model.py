@@ -48,37 +48,35 @@ def original(shared):
     return config, params, np.load(folder / "forward.npz")
 
 
-def close(ours, recorded):
-    np.testing.assert_allclose(ours, recorded, rtol=1e-5, atol=1e-5)
-
-
-def test_every_recorded_tensor_of_the_encoder(original):
+def test_every_recorded_tensor_of_the_encoder(original, agree):
     config, params, recorded = original
     inputs = [recorded[f"in_{name}"] for name in ("input_ids", "input_mask", "segment_ids")]
     output = Bert(config).apply({"params": params["bert"]}, *inputs)
-    close(output.all_layers[0], recorded["embedding_output"])
+    agree("embeddings", output.all_layers[0], recorded["embedding_output"], 1e-5)
     for i in range(config.num_hidden_layers):
-        close(output.all_layers[i + 1], recorded[f"layer_{i}"])
-    close(output.sequence_output, recorded["sequence_output"])
-    close(output.pooled_output, recorded["pooled_output"])
+        agree("every layer", output.all_layers[i + 1], recorded[f"layer_{i}"], 1e-5)
+    agree("every layer", output.sequence_output, recorded["sequence_output"], 1e-5)
+    agree("pooler", output.pooled_output, recorded["pooled_output"], 1e-5)
 
 
-def test_every_recorded_tensor_of_the_heads(original):
+def test_every_recorded_tensor_of_the_heads(original, agree):
     config, params, recorded = original
     inputs = [recorded[f"in_{name}"] for name in ("input_ids", "input_mask", "segment_ids")]
     masked_lm, next_sentence = PretrainingModel(config).apply(
         {"params": params}, *inputs, recorded["in_masked_lm_positions"]
     )
     log_probs = jax.nn.log_softmax(masked_lm).reshape(-1, config.vocab_size)
-    close(log_probs, recorded["masked_lm_log_probs"])
-    close(jax.nn.log_softmax(next_sentence), recorded["next_sentence_log_probs"])
+    agree("log-probabilities of masked tokens", log_probs, recorded["masked_lm_log_probs"], 1e-5)
+    log_probs = jax.nn.log_softmax(next_sentence)
+    what = "log-probabilities of the next sentence"
+    agree(what, log_probs, recorded["next_sentence_log_probs"], 1e-5)
     sums = losses.cross_entropy(
         masked_lm, recorded["in_masked_lm_ids"], recorded["in_masked_lm_weights"]
     )
-    close(losses.mean(sums), recorded["masked_lm_loss"])
+    agree("losses", losses.mean(sums), recorded["masked_lm_loss"], 1e-5)
     ones = np.ones(len(next_sentence))
     sums = losses.cross_entropy(next_sentence, recorded["in_next_sentence_labels"], ones)
-    close(sums["loss_sum"] / len(ones), recorded["next_sentence_loss"])
+    agree("losses", sums["loss_sum"] / len(ones), recorded["next_sentence_loss"], 1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,7 @@ def test_neighbours_matter(small):
 
 
 @pytest.mark.parametrize("name", ["real.lower", "hard.lower", "real.cased", "hard.cased"])
-def test_equals_every_recorded_line(shared, name):
+def test_equals_every_recorded_line(shared, name, agree):
     files = {"google": "vocab_google_zh.txt", "clue": "vocab_clue.txt"}
     tokenizers = {
         vocab: WordPieceTokenizer(shared / "data/vocab" / file, name.endswith("lower"))
@@ -89,6 +89,8 @@ def test_equals_every_recorded_line(shared, name):
             ids = batch.ids[batch.row_splits[i] : batch.row_splits[i + 1]].tolist()
             assert ids == line["ids"], line["text"]
             assert tokenizer.tokenize(line["text"]) == line["tokens"]
+        recorded = [i for line in own for i in line["ids"]]
+        agree("token ids of the recorded lines", batch.ids[: batch.row_splits[-1]], recorded)
     assert len(lines) > 700
 
 

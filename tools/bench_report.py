@@ -81,7 +81,63 @@ _MODEL: list[Column] = [
     ("model", _word("preset")), ("B", _number("batch_size")), ("T", _number("seq_len")),
 ]  # fmt: skip
 
+
+def _curve(r: dict[str, Any]) -> str:
+    """The score at every evaluation of a fine-tuning run."""
+    return ", ".join(f"{100 * entry[r['metric']]:.2f}" for entry in r["curve"])
+
+
 TABLES: dict[str, list[Column]] = {
+    "agreement": [
+        ("what", _word("what")),
+        ("compared", _number("compared")),
+        ("largest difference", lambda r: f"{r['difference']:.1e}" if r["difference"] else "none"),
+        ("demanded", lambda r: f"{r['demanded']:.0e}" if r["demanded"] else "equal"),
+        ("test", lambda r: f"`{r['test']}`"),
+    ],
+    "shards": [
+        ("rows", _number("rows")),
+        ("million tokens", _number("tokens", 1, 1e6)),
+        ("padding", _share("padding_share")),
+        ("seconds", _number("seconds", 1)),
+        ("MB/s", _number("megabytes_per_second", 2)),
+        ("peak MB of a process", _number("peak_mb")),
+    ],
+    "pretraining": [
+        ("steps", _number("steps")),
+        ("training loss at the end", _number("masked_lm_loss", 3)),
+        ("real tokens a second at the end", _number("tokens_per_second")),
+        ("seconds in all", _number("seconds")),
+        ("peak MB", _number("peak_mb")),
+    ],
+    "curve": [
+        ("step", _number("step")),
+        ("held-out loss", _number("masked_lm_loss", 3)),
+        ("held-out accuracy", _share("masked_lm_accuracy")),
+        ("always the most frequent token", _share("most_frequent_token_accuracy")),
+    ],
+    "finetuning": [
+        ("task", _word("task")),
+        ("training examples", _number("train_examples")),
+        ("steps", _number("steps")),
+        ("measure", _word("metric")),
+        ("at each evaluation", _curve),
+        ("best", lambda r: f"{100 * r['best_value']:.2f} %"),
+        ("seconds", _number("seconds")),
+    ],
+    "evaluation": [
+        ("task", _word("task")),
+        ("examples", _number("examples")),
+        ("accuracy", _share("accuracy")),
+        ("F1", _share("f1")),
+        ("exact", _share("exact_match")),
+        ("seconds", _number("command_seconds")),
+    ],
+    "sweep": [
+        ("task", _word("task")),
+        ("command", lambda r: r["command"].split()[2]),
+        ("seconds", _number("command_seconds", 1)),
+    ],
     "tpu": [
         ("topology", _word("topology")),
         *_MODEL,
@@ -251,7 +307,8 @@ def _files(folder: Path, pattern: str) -> list[Path]:
 def _table(folder: Path, kind: str, pattern: str) -> str:
     if kind not in TABLES:
         raise UserError(f"no table of kind {kind!r}; known: {', '.join(TABLES)}")
-    results = [row for path in _files(folder, pattern) for row in _results(path)]
+    rows_of = "curve" if kind == "curve" else "rows"
+    results = [row for path in _files(folder, pattern) for row in _results(path, rows_of)]
     results.sort(key=_order)
     columns = TABLES[kind]
     rows = [[of(result) for _, of in columns] for result in results]
@@ -269,11 +326,11 @@ def _table(folder: Path, kind: str, pattern: str) -> str:
     return f"\n{table}\n\n{'; '.join(made)}.\n\n```\n{commands}\n```\n\n"
 
 
-def _results(path: Path) -> list[dict[str, Any]]:
-    """A result, or the several of a command that tells of several things in "rows"."""
+def _results(path: Path, rows_of: str) -> list[dict[str, Any]]:
+    """A result, or the several of a command that tells of several things under `rows_of`."""
     result = read_object(path)
-    common = {name: value for name, value in result.items() if name != "rows"}
-    return [common | row for row in result.get("rows", [{}])]
+    common = {name: value for name, value in result.items() if name != rows_of}
+    return [common | row for row in result.get(rows_of, [{}])]
 
 
 def _order(result: dict[str, Any]) -> tuple[str, int]:

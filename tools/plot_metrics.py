@@ -33,7 +33,8 @@ class Settings:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Runs the command line; prints and returns the summary."""
     settings = tyro.cli(Settings, args=argv)
-    runs = [_records(Path(run)) for run in settings.run]
+    paths = [Path(run) for run in settings.run]
+    runs = [(p.parent.name if p.is_file() else p.name, read_metrics(p)) for p in paths]
 
     import matplotlib
 
@@ -77,10 +78,16 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     return summary
 
 
-def _records(path: Path) -> tuple[str, list[dict[str, Any]]]:
-    """A run's name and its entries."""
-    name = path.parent.name if path.is_file() else path.name
-    path = path / "metrics.jsonl" if path.is_dir() else path
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The entries of a run's metrics.jsonl, by step.
+
+    Args:
+      run: its folder, or the file.
+
+    Raises:
+      UserError: for another file, or one without an entry.
+    """
+    path = run / "metrics.jsonl" if run.is_dir() else run
     # The last line of a run that is under way, or was killed, may be cut short.
     lines = read_text(path).split("\n")[:-1]
     try:
@@ -89,7 +96,7 @@ def _records(path: Path) -> tuple[str, list[dict[str, Any]]]:
         raise UserError(f"{path}: not the metrics of a run ({error})") from error
     if not records:
         raise UserError(f"{path}: holds no entry yet")
-    return name, records
+    return records
 
 
 if __name__ == "__main__":

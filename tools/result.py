@@ -9,6 +9,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,19 @@ def print_result(result: dict[str, Any]) -> None:
 
     Kept as a file in docs/results/, it is what tools.bench_report makes tables of.
     """
-    about = {
-        "command": _command(),
+    # The command as it was typed, but for the interpreter's place.
+    print(json.dumps(result | about(["python", *sys.orig_argv[1:]])))
+
+
+def about(command: Sequence[str]) -> dict[str, Any]:
+    """How a result came about: its command, and the day, checkout and machine of this process."""
+    return {
+        "command": shlex.join(command),
         "date": datetime.date.today().isoformat(),
         "revision": _revision(),
         "machine": _machine(),
         "python": platform.python_version(),
     }
-    print(json.dumps(result | about))
-
-
-def _command() -> str:
-    """As it was typed, but for the interpreter's place."""
-    words = sys.orig_argv[1:]
-    return shlex.join(["python", *words])
 
 
 def _revision() -> str | None:

@@ -127,6 +127,23 @@ class Job:
             kind=self.task.kind, accumulate=self.settings.accumulate,
         )  # fmt: skip
 
+    def call(
+        self, state: TrainState, batches: Batch, key: jax.Array, peak: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """The updates of a call, see `calls`: batches and sums are arrays [steps, ...]."""
+        return jax.lax.scan(lambda s, batch: self.step(s, batch, key, peak), state, batches)
+
+    def calls(self, start: int) -> list[range]:
+        """The steps behind step `start`, as they are done together: --steps-per-call of them, but
+        fewer at the end of an epoch."""
+        size, found = self.settings.steps_per_call, []
+        while start < self.steps:
+            first, done = start - start % self.epoch_steps, start % self.epoch_steps
+            stop = min(first + done - done % size + size, first + self.epoch_steps, self.steps)
+            found.append(range(start, stop))
+            start = stop
+        return found
+
     def rows(self, step: int, seed: int) -> np.ndarray:
         """The numbers of the rows in the batch of a step: a pure function of its arguments."""
         return self._order(seed, step // self.epoch_steps)[step % self.epoch_steps]
@@ -136,12 +153,21 @@ class Job:
         chosen, pad_id = self.rows(step, seed), self.loaded.tokenizer.pad_id
         return batch_of(self.train, chosen, self.plan.batch_size, self.lengths, pad_id)
 
+    def batches(self, steps: range, seed: int) -> Batch:
+        """The batches of a call as arrays [steps, B, ...], padded to one length."""
+        chosen, pad_id = [self.rows(step, seed) for step in steps], self.loaded.tokenizer.pad_id
+        longest = max(self.train.lengths[i] for rows in chosen for i in rows)
+        length = [length for length in self.lengths if length >= longest][:1]
+        made = [batch_of(self.train, rows, self.plan.batch_size, length, pad_id) for rows in chosen]
+        return {name: np.stack([batch[name] for batch in made]) for name in made[0]}
+
     @functools.cached_property
     def _order(self) -> Callable[[int, int], list[np.ndarray]]:
         """(seed, epoch) -> the batches of that epoch; the latest are kept."""
+        by_length, together = self.settings.buckets, self.settings.steps_per_call
         return functools.lru_cache(maxsize=64)(
             lambda seed, epoch: train_order(
-                self.train, self.plan.batch_size, seed, epoch, self.settings.buckets
+                self.train, self.plan.batch_size, seed, epoch, by_length, together
             )
         )
 

@@ -55,28 +55,31 @@ def buckets(max_length: int) -> tuple[int, ...]:
 
 
 def train_order(
-    rows: Rows, batch_size: int, seed: int, epoch: int, by_length: bool
+    rows: Rows, batch_size: int, seed: int, epoch: int, by_length: bool, together: int = 1
 ) -> list[np.ndarray]:
     """The batches of an epoch as numbers of units: a pure function of its arguments.
 
     A permutation of all units, in which neighbouring batches are sorted by length so that each pads
-    little; which batch comes when is random again. The last batch may be smaller.
+    little; which batch comes when is random again. One batch may be smaller.
 
     Args:
       rows: the training set.
       batch_size: B.
       seed, epoch: of the permutation.
       by_length: False keeps the plain permutation.
+      together: so many neighbours stay together; those left over come last.
     """
     random = np.random.default_rng([seed, epoch])
     order = random.permutation(len(rows))
     if by_length:
         lengths = rows.lengths
-        window = _WINDOW * batch_size
+        window = -(-_WINDOW // together) * together * batch_size
         parts = [order[i : i + window] for i in range(0, len(order), window)]
         order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    return [batches[i] for i in random.permutation(len(batches))]
+    full = len(batches) - len(batches) % together
+    starts = random.permutation(full // together) * together
+    return [batches[i] for start in starts for i in range(start, start + together)] + batches[full:]
 
 
 def batch_of(

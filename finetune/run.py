@@ -72,7 +72,7 @@ def run(settings: Settings) -> dict[str, Any]:
     state = with_params(state, job.given, mesh)
     shardings = sharding.state_shardings(state, mesh)
     whole = sharding.replicated(mesh)
-    step_function = jax.jit(job.step, donate_argnums=0, out_shardings=(shardings, whole))
+    call_function = jax.jit(job.call, donate_argnums=0, out_shardings=(shardings, whole))
     key = jax.device_put(dropout_key(settings.seed), whole)
     with Checkpoints(output / "checkpoints", keep=2) as checkpoints:
         state = checkpoints.restore(abstract(state)) or state
@@ -84,23 +84,26 @@ def run(settings: Settings) -> dict[str, Any]:
             pending: list[dict[str, jax.Array]] = []
             watch = SkipWatch()
             interval, tokens = time.monotonic(), 0
-            batches = stream(lambda step: job.batch(step, settings.seed), start, steps)
-            for step, batch in enumerate(batches, start + 1):
+            calls = job.calls(start)
+            made = stream(lambda i: job.batches(calls[i], settings.seed), 0, len(calls))
+            for call, batches in zip(calls, made, strict=True):
                 if stopped(history, settings.patience, task):
                     break
-                state, sums = step_function(state, sharding.put_batch(batch, mesh), key, peak)
-                watch.see(step, sums)
+                placed = sharding.put_batch(batches, mesh, dim=1)
+                state, sums = call_function(state, placed, key, peak)
+                watch.see(call.start + 1, sums)
                 pending.append(sums)
-                tokens += int(batch["input_mask"].sum())
+                tokens += int(batches["input_mask"].sum())
+                step = call.stop
                 log.advance(step)
                 is_last = step == steps
-                if step % settings.log_every == 0 or is_last:
+                if is_due(call, settings.log_every) or is_last:
                     seconds = time.monotonic() - interval
                     numbers = means(jax.device_get(pending), task)
                     numbers["learning_rate"] = float(schedule(step - 1))
                     log.write(step, numbers | {"tokens_per_second": tokens / seconds})
                     pending, interval, tokens = [], time.monotonic(), 0
-                if step % job.eval_every == 0 or is_last:
+                if is_due(call, job.eval_every) or is_last:
                     paused = time.monotonic()
                     logits, loss = evaluation.evaluate(
                         plain, state.params, job.dev,
@@ -127,6 +130,11 @@ def run(settings: Settings) -> dict[str, Any]:
     write_json(output / "result.json", result)
     shutil.rmtree(output / "checkpoints", ignore_errors=True)  # the run is over
     return result
+
+
+def is_due(steps: range, every: int) -> bool:
+    """Whether a multiple of `every` is reached by the steps of a call."""
+    return steps.stop // every > steps.start // every
 
 
 def read_result(output: Path) -> dict[str, Any]:

@@ -84,6 +84,10 @@ class Settings:
     """Stop after so many evaluations without a better one; 0 never stops."""
     buckets: bool = True
     """Batch texts of similar length together; --no-buckets pads everything to T."""
+    steps_per_call: int = 1
+    """Updates that are compiled into one program, on batches of similar length: for small models,
+    whose update takes no longer than starting it. What happens every so many steps happens after
+    the last of them."""
     mesh: str | None = None
     """Devices by axis, such as data=8 (default: all on data)."""
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -165,7 +169,9 @@ def check(settings: Settings, plan: Recipe, loaded: LoadedModel, mesh: jax.shard
         raise UserError(f"--weight-decay {settings.weight_decay} must be finite, 0 or more")
     if settings.random_weights and (settings.head == "keep" or settings.init_from):
         raise UserError("--random-weights leaves nothing to keep: no --head keep, no --init-from")
-    for name, low in (("accumulate", 1), ("log_every", 1), ("patience", 0)):
+    for name, low in (
+        ("accumulate", 1), ("log_every", 1), ("steps_per_call", 1), ("patience", 0),
+    ):  # fmt: skip
         if getattr(settings, name) < low:
             raise UserError(f"--{name.replace('_', '-')} must be at least {low}")
     if plan.eval_every < 0 or (settings.limit is not None and settings.limit < 1):

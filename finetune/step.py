@@ -55,11 +55,13 @@ def train_step(
 
 
 def means(sums: list[dict[str, Any]], task: Task) -> dict[str, float]:
-    """Means over the steps since the last entry of the log."""
-    total = {name: float(np.sum([s[name] for s in sums], dtype=np.float64)) for name in sums[0]}
+    """Means over the steps since the last entry of the log; sums are numbers, or arrays by step."""
+    by_step = {name: np.hstack([s[name] for s in sums]) for name in sums[0]}
+    total = {name: float(np.sum(values, dtype=np.float64)) for name, values in by_step.items()}
+    steps = len(by_step["skipped"])
     numbers = {
         "loss": total["loss_sum"] / max(1.0, total["weight_sum"]),
-        "gradient_norm": total["gradient_norm"] / max(1.0, len(sums) - total["skipped"]),
+        "gradient_norm": total["gradient_norm"] / max(1.0, steps - total["skipped"]),
     }
     if total["skipped"]:
         numbers["skipped_steps"] = total["skipped"]

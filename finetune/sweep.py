@@ -68,6 +68,7 @@ class Settings(run_settings.Settings):
     at_once: int | None = None
     """Cells trained at a time (default: all)."""
     buckets: tyro.conf.Suppress[bool] = False
+    steps_per_call: tyro.conf.Suppress[int] = 1
     patience: tyro.conf.Suppress[int] = 0
 
 

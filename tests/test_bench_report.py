@@ -86,7 +86,9 @@ def test_what_is_missing_or_unknown_is_said(results):
     with pytest.raises(UserError, match=r"holds no stop_\*\.json"):
         report(results)
     page.write_text(PAGE.replace("results: step", "results: stop"))
-    with pytest.raises(UserError, match="no table of kind 'stop'; known: agreement, shards, .*, tpu, step"):
+    with pytest.raises(
+        UserError, match="no table of kind 'stop'; known: agreement, shards, .*, tpu, step"
+    ):
         report(results)
 
 

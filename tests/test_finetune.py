@@ -160,23 +160,26 @@ def test_any_mesh_gives_the_same_training(data, micro_model, tmp_path):
             np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-4)
 
 
-def test_a_killed_run_ends_with_the_same_bits(data, micro_model, tmp_path):
-    """SIGKILL after the second evaluation, then the same command again."""
+@pytest.mark.parametrize("together, second", [(1, "8"), (4, "10")])
+def test_a_killed_run_ends_with_the_same_bits(data, micro_model, tmp_path, together, second):
+    """SIGKILL after the second evaluation, then the same command again; with several updates in a
+    call an evaluation comes at the call's end."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    run.main(options(data, whole, micro_model, mesh="data=1", epochs=3))
+    changes = {"mesh": "data=1", "epochs": 3, "steps_per_call": together}
+    run.main(options(data, whole, micro_model, **changes))
     command = [sys.executable, "-m", "finetune.run"]
-    command += options(data, cut, micro_model, mesh="data=1", epochs=3)
+    command += options(data, cut, micro_model, **changes)
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env=os.environ)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        if (cut / "checkpoints" / "8").is_dir():
+        if (cut / "checkpoints" / second).is_dir():
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.005)
     process.wait()
     assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
     assert not (cut / "result.json").exists()
-    run.main(options(data, cut, micro_model, mesh="data=1", epochs=3))
+    run.main(options(data, cut, micro_model, **changes))
     results = [json.loads((f / "result.json").read_text()) for f in (whole, cut)]
     assert results[0]["dev"] == results[1]["dev"]
     for name in ("best/model.safetensors", "afqmc_predict.json"):

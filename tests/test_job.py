@@ -23,6 +23,7 @@ from finetune.forms.tags import decode
 from finetune.job import Job, dropout_key, prepare
 from finetune.model import random_params
 from finetune.rows import batch_of
+from finetune.run import is_due
 from finetune.settings import Settings
 from finetune.tasks import TASKS
 
@@ -86,6 +87,37 @@ def test_the_optimizer_is_as_asked_for(make_job):
     ):
         expected = -0.5 * share * (adam + decay * np.asarray(flat[path]))
         np.testing.assert_allclose(updates[path], expected, rtol=1e-4)
+
+
+def test_a_call_is_its_steps(make_job):
+    """Four updates in one program are the four one after the other, dropout and all; on texts of
+    one length, since dropout is drawn anew for another."""
+    job = make_job(dropout=0.1, epochs=4, steps_per_call=3)
+    assert job.calls(0) == [range(i, i + 3) for i in (0, 3, 6, 9)]
+    key, rate = dropout_key(0), np.float32(1e-3)
+    states, sums = [], []
+    state = start(job)
+    for step in range(6):
+        state, of_step = jax.jit(job.step)(state, job.batch(step, 0), key, rate)
+        sums.append(of_step["loss_sum"])
+    states.append(state)
+    state, together = start(job), []
+    for call in job.calls(0)[:2]:
+        state, of_call = jax.jit(job.call)(state, job.batches(call, 0), key, rate)
+        together += of_call["loss_sum"].tolist()
+    np.testing.assert_allclose(together, sums, rtol=1e-6)
+    assert int(state.step) == 6
+    for path, array in merge.flatten(states[0].params).items():
+        np.testing.assert_allclose(merge.flatten(state.params)[path], array, atol=1e-6)
+
+
+def test_calls_end_with_their_epoch(make_job):
+    job = make_job(epochs=2.5, batch_size=4, steps_per_call=4)  # 6 batches an epoch
+    ends = [call.stop for call in job.calls(0)]
+    assert ends == [4, 6, 10, 12, 15]
+    assert [call.stop for call in job.calls(10)] == ends[3:]
+    assert job.calls(15) == []
+    assert [is_due(call, 5) for call in job.calls(0)] == [False, True, True, False, True]
 
 
 def test_dropout_is_as_asked_for_and_new_each_step(make_job):

@@ -96,6 +96,17 @@ def test_an_epoch_has_every_example_once(by_length):
     assert (padded < 63 * 16 * 64 * 0.85) == by_length
 
 
+def test_neighbours_in_length_stay_together():
+    rows = some_rows(1003)
+    batches = train_order(rows, 16, 3, 0, by_length=True, together=4)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(1003))
+    assert [len(batch) for batch in batches].index(11) >= 60  # 63 = 15 x 4 + 3, which come last
+    longest = [max(rows.lengths[i] for i in batch) for batch in batches]
+    calls = [longest[i : i + 4] for i in range(0, 60, 4)]
+    assert sum(max(call) - min(call) for call in calls) < 15 * 8
+    assert calls != sorted(calls)
+
+
 def test_buckets_by_hand():
     assert buckets(128) == (32, 64, 128)
     assert buckets(100) == (32, 64, 100)

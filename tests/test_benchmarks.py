@@ -1,4 +1,4 @@
-"""The benchmarks of predictions and servers run to their end on real texts and tell what they must.
+"""The benchmarks run to their end on real texts and tell what they must.
 
 They take minutes; their numbers are not judged here.
 """
@@ -9,10 +9,19 @@ import json
 import shutil
 
 import pytest
-from conftest import save_kind
+from conftest import SAMPLE, save_kind
 
 from finetune.tasks import TASKS
-from tools import bench_export, bench_predict, bench_serve
+from tools import (
+    bench_data,
+    bench_export,
+    bench_finetune,
+    bench_packing,
+    bench_predict,
+    bench_segmenter,
+    bench_serve,
+    bench_tokenizer,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -56,3 +65,47 @@ def test_exported_models_on_a_task(tokenizer, clue, tmp_path):
     for name, row in rows.items():
         assert row["largest_difference"] < (0.5 if name == "onnx-int8" else 1e-4)
     shutil.rmtree(folder)
+
+
+def test_data_against_the_original_s_way(vocab_file, capsys):
+    pytest.importorskip("transformers")
+    pytest.importorskip("tensorflow")
+    pytest.importorskip("jieba")
+    given = ["--input", str(SAMPLE), "--vocab", str(vocab_file), "--pairs", "2"]
+    result = bench_data.main([*given, "--seq-len", "64"])
+    assert result["lines_equal"] == result["lines"] > 20
+    assert result["our_rows"] > 20 and result["peer_rows"] > 20
+    assert result["ratio_min"] <= result["ratio_median"] <= result["ratio_max"]
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["benchmark"] == "data"
+
+
+@pytest.mark.parametrize("peer", ["python", "rust"])
+def test_tokenizers_of_others(vocab_file, peer):
+    pytest.importorskip("transformers")
+    given = ["--input", str(SAMPLE), "--vocab", str(vocab_file), "--pairs", "2", "--peer", peer]
+    result = bench_tokenizer.main(given)
+    assert result["lines_equal"] == result["lines"] > 20
+    assert result["ratio_min"] <= result["ratio_median"] <= result["ratio_max"]
+
+
+def test_words_of_another_segmenter():
+    pytest.importorskip("jieba")
+    result = bench_segmenter.main(["--input", str(SAMPLE), "--pairs", "2"])
+    assert result["boundaries_compared"] > 1000 and result["boundaries_differing"] == 0
+
+
+def test_packed_rows_against_padded_ones(vocab_file):
+    given = ["--input", str(SAMPLE), "--vocab", str(vocab_file), "--seq-len", "32"]
+    result = bench_packing.main([*given, "--batch-size", "8", "--steps", "1", "--pairs", "2"])
+    assert result["packed_padding_share"] <= result["padded_padding_share"]
+    assert result["packed_tokens_per_second"] > 0
+
+
+def test_fine_tuning_against_pytorch(micro_model, clue):
+    pytest.importorskip("transformers")
+    given = ["--model", str(micro_model), "--data-dir", clue, "--task", "tnews"]
+    result = bench_finetune.main(
+        [*given, "--examples", "64", "--seq-len", "32", "--batch-size", "16", "--pairs", "2"]
+    )
+    assert result["loss_difference"] < 1e-4 and result["examples"] == 64
+    assert result["our_slots_an_epoch"] <= result["peer_slots_an_epoch"]

@@ -49,7 +49,8 @@ def pytest_addoption(parser):
 
 @pytest.fixture
 def agree(record_property, request):
-    """Compares with a recording of the original, and notes how far ours is from it."""
+    """Compares with a recording of the original, or another library, and notes how far ours is
+    from it."""
 
     def compare(what: str, ours, recorded, within: float = 0.0, relative: bool = False) -> None:
         ours, recorded = np.asarray(ours), np.asarray(recorded)

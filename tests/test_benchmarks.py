@@ -11,6 +11,7 @@ import shutil
 import pytest
 from conftest import SAMPLE, save_kind
 
+from clue_jax.errors import UserError
 from finetune.tasks import TASKS
 from tools import (
     bench_data,
@@ -20,6 +21,7 @@ from tools import (
     bench_predict,
     bench_segmenter,
     bench_serve,
+    bench_start,
     bench_tokenizer,
 )
 
@@ -109,3 +111,12 @@ def test_fine_tuning_against_pytorch(micro_model, clue):
     )
     assert result["loss_difference"] < 1e-4 and result["examples"] == 64
     assert result["our_slots_an_epoch"] <= result["peer_slots_an_epoch"]
+
+
+def test_the_first_update_is_waited_for(shards):
+    command = ["python", "-m", "pretraining.run", "--data", str(shards), "--steps", "1000"]
+    command += ["--batch-size", "8", "--learning-rate", "1e-3"]
+    result = bench_start.main(["--runs", "1", "--", *command])
+    assert result["cold_median"] > result["warm_median"] > 0.5
+    with pytest.raises(UserError, match="no first update"):
+        bench_start.main(["--runs", "1", "--", *command, "--max-predictions", "0"])

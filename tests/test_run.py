@@ -83,7 +83,7 @@ def test_the_variable_names_are_those_the_original_wrote(shared):
     assert pretraining_names(config) == recorded
 
 
-def test_transformers_gives_the_logits_of_a_trained_model(finished):
+def test_transformers_gives_the_logits_of_a_trained_model(finished, agree):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     loaded = model_dir.load(finished / "model")
@@ -95,7 +95,7 @@ def test_transformers_gives_the_logits_of_a_trained_model(finished):
     ours, _ = PretrainingModel(loaded.config).apply(
         {"params": loaded.params}, ids, np.ones_like(ids), ids * 0, positions
     )
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    agree("logits of transformers' BertForMaskedLM, shrunken model", ours, theirs, 1e-4)
 
 
 def test_a_finished_run_exports_again_without_training(finished, shards, micro_model, tmp_path):

@@ -133,6 +133,18 @@ TABLES: dict[str, list[Column]] = {
         ("exact", _share("exact_match")),
         ("seconds", _number("command_seconds")),
     ],
+    "sample": [
+        ("records", _number("rows")),
+        ("predictions", _number("predictions")),
+        ("accuracy", _share("masked_lm_accuracy")),
+        ("seconds in all", _number("command_seconds")),
+        ("peak MB", _number("peak_mb")),
+    ],
+    "start": [
+        ("command", _word("module")),
+        ("to the first update, s", lambda r: ", ".join(f"{s:.1f}" for s in r["cold_seconds"])),
+        ("programs kept, s", lambda r: ", ".join(f"{s:.1f}" for s in r["warm_seconds"])),
+    ],
     "sweep": [
         ("task", _word("task")),
         ("command", lambda r: r["command"].split()[2]),

@@ -50,7 +50,7 @@ class Settings:
     pairs: int = 5
     """Timed rounds of each, in turn."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of our computation; the pipeline's is float32."""
+    """Type of our computation; the pipeline's is float32."""
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

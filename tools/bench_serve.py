@@ -48,11 +48,11 @@ class Settings:
     texts: int = 8
     """Texts of a request."""
     seconds: float = 20.0
-    """Of each load."""
+    """How long each load lasts."""
     soak: float = 0.0
     """Seconds for which memory is watched at 70 %, after the other loads; 0 for not at all."""
     queue_tokens: int = 65536
-    """See tools.serve."""
+    """Tokens that may wait in the server, as tools.serve takes it."""
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

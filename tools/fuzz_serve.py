@@ -11,7 +11,7 @@ from typing import Any
 
 import tyro
 
-from clue_jax.errors import run_command
+from clue_jax.errors import UserError, run_command
 from clue_jax.prediction.inputs import FIELDS
 from tools.result import print_result
 
@@ -27,13 +27,13 @@ class Settings:
     """Sends damaged requests to a server on this machine; ends with one line of JSON."""
 
     port: int
-    """Of the server."""
+    """Port of the server."""
     models: tuple[str, ...]
-    """Names of its models."""
+    """Names of the models that it serves."""
     requests: int = 2000
-    """How many to send."""
+    """How many requests to send."""
     seed: int = 0
-    """Of the damage."""
+    """Seed of the damage: the same requests for the same seed."""
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def fuzz(port: int, models: tuple[str, ...], count: int, seed: int) -> Counter[i
     numbers = random.Random(seed)
     counts: Counter[int] = Counter()
     for _ in range(count):
-        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        with _connection(port) as connection:
             try:
                 connection.sendall(_damaged(numbers, models))
                 answer = _answer(connection)
@@ -71,6 +71,16 @@ def fuzz(port: int, models: tuple[str, ...], count: int, seed: int) -> Counter[i
                 answer = b""
         counts[int(answer.split()[1]) if answer.startswith(b"HTTP/") else 0] += 1
     return counts
+
+
+def _connection(port: int) -> socket.socket:
+    try:
+        return socket.create_connection(("127.0.0.1", port), timeout=60)
+    except OSError as error:
+        raise UserError(
+            f"port {port}: no server answers on this machine ({error.strerror}); start one with "
+            f"tools.serve --port {port}"
+        ) from error
 
 
 def _answer(connection: socket.socket) -> bytes:

@@ -46,8 +46,10 @@ class Settings:
     output: str = "-"
     """JSON-lines file, or - for standard output."""
     task: Task | None = None
-    """What to predict (default: what the model was trained for). fill-mask: the likeliest tokens
-    for every [MASK] in the text; embedding: a vector of the text."""
+    """What to predict (default: what the model was trained for). classification, multi-label,
+    score: of the text or pair; choice: the best of "choices"; entities: those in the text; spans:
+    the answer to "question" in the text; fill-mask: the likeliest tokens for every [MASK] in the
+    text; embedding: a vector of the text."""
     top_k: int = 5
     """Labels, answers, choices or tokens that are listed."""
     format: Literal["auto", "jsonl", "tsv", "csv", "text"] = "auto"

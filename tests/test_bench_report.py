@@ -116,3 +116,23 @@ def test_a_step_is_timed_and_says_how(capsys):
     assert printed["slots_per_second"] == pytest.approx(128_000 / printed["ms_per_step"], rel=0.01)
     assert printed["date"] and printed["machine"] and printed["command"].startswith("python ")
     assert all(of(printed) is not None for _, of in TABLES["step"])
+
+
+def test_runs_tell_of_their_evaluations(results):
+    """A run is a row with the score of every evaluation, and its curve a row for each."""
+    run = {
+        "task": "tnews", "metric": "accuracy", "best_value": 0.5, "train_examples": 1000,
+        "steps": 8, "seconds": 61.2, "date": "2026-11-27", "machine": "any", "command": "python x",
+        "curve": [
+            {"step": 4, "accuracy": 0.4, "masked_lm_loss": 2.0, "masked_lm_accuracy": 0.2},
+            {"step": 8, "accuracy": 0.5, "masked_lm_loss": 1.0, "masked_lm_accuracy": 0.3},
+        ],
+    }  # fmt: skip
+    (results / "results" / "run.json").write_text(json.dumps(run))
+    blocks = [f"<!-- results: {kind} run.json -->\n<!-- end of results -->" for kind in
+              ("finetuning", "curve")]  # fmt: skip
+    (results / "page.md").write_text("\n".join(blocks))
+    report(results)
+    page = (results / "page.md").read_text()
+    assert "| tnews | 1,000 | 8 | accuracy | 40.00, 50.00 | 50.00 % | 61 |" in page
+    assert "| 4 | 2.000 | 20.0 % |\n| 8 | 1.000 | 30.0 % |" in page

@@ -82,6 +82,16 @@ _MODEL: list[Column] = [
 ]  # fmt: skip
 
 
+def _floor(r: dict[str, Any]) -> str:
+    """What an evaluation says of answers that need no model."""
+    if "likest_sentence" in r:
+        return f"the sentence most like the question: F1 {100 * r['likest_sentence']['f1']:.1f} %"
+    for name, what in (("by_chance", "by chance"), ("majority", "the commonest class")):
+        if name in r:
+            return f"{what}: {100 * r[name]:.1f} %"
+    return ""
+
+
 def _curve(r: dict[str, Any]) -> str:
     """The score at every evaluation of a fine-tuning run."""
     return ", ".join(f"{100 * entry[r['metric']]:.2f}" for entry in r["curve"])
@@ -130,7 +140,8 @@ TABLES: dict[str, list[Column]] = {
         ("examples", _number("examples")),
         ("accuracy", _share("accuracy")),
         ("F1", _share("f1")),
-        ("exact", _share("exact_match")),
+        ("exact", _share("em")),
+        ("without a model", _floor),
         ("seconds", _number("command_seconds")),
     ],
     "sample": [

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from clue_jax.errors import UserError
 from tools import bench_report, bench_step
-from tools.bench_report import TABLES
+from tools.result_tables import TABLES
 
 PAGE = """# Results
 

@@ -109,7 +109,9 @@ def test_int8_is_small_and_near(kinds, tmp_path):
     assert 0 < difference < 0.1 * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize("kind", ["classification", "spans", "fill-mask"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("classification", marks=pytest.mark.slow), "spans", "fill-mask"]
+)
 def test_tensorflow_gives_the_same(kinds, kind, tmp_path):
     """In a process that has neither jax nor this project."""
     pytest.importorskip("tensorflow")

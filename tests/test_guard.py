@@ -116,7 +116,10 @@ def test_a_run_that_comes_apart_stops_with_its_checkpoints(shards, micro_model, 
 # ---- Memory savers -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("accumulate", "remat"), [(2, False), (8, False), (1, True), (4, True)])
+@pytest.mark.parametrize(
+    ("accumulate", "remat"),
+    [(2, False), pytest.param(8, False, marks=pytest.mark.slow), (1, True), (4, True)],
+)
 def test_memory_savers_change_no_number(accumulate, remat):
     """Rows with unlike numbers of masks: the mean is over the batch, not over the parts."""
     plain, state = parts()

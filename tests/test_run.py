@@ -108,9 +108,12 @@ def test_a_finished_run_exports_again_without_training(finished, shards, micro_m
     assert (output / "model" / "model.safetensors").read_bytes() == same
 
 
-@pytest.mark.parametrize(
-    "mesh", [pytest.param("data=8", marks=pytest.mark.slow), "data=2,fsdp=4", "data=2,model=4"]
-)
+SLOW = [
+    pytest.param(m, marks=pytest.mark.slow) for m in ("data=8", "data=2,fsdp=4", "data=2,model=4")
+]
+
+
+@pytest.mark.parametrize("mesh", ["data=2,fsdp=2,model=2", *SLOW])
 def test_every_mesh_gives_the_losses_of_one_device(shards, micro_model, tmp_path, mesh, one_device):
     """20 steps, dropout on."""
     output = tmp_path / "out"

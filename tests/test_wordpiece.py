@@ -129,6 +129,7 @@ def test_any_text_equals_the_plain_form(vocab_file, lines, lower_case):
         assert all(0 <= start < end <= len(line) for start, end in offsets)
 
 
+@pytest.mark.slow  # it measures time, which other work on the cores stretches
 @pytest.mark.parametrize("unit", ["中", "a", "ab ", "각", "Σ", "\u0301", "，", "1", "\ud800", "\0"])
 def test_time_is_linear(vocab_file, unit):
     """A line of 1 MB takes about eight times as long as one of 1/8 MB: far from quadratic."""

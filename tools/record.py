@@ -51,9 +51,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         raise UserError(f"{ran}: does not end with a line of JSON but with {line!r}") from error
     if not isinstance(result, dict):
         raise UserError(f"{ran}: does not end with an object of JSON but with {line}")
-    # Of the largest of the processes that it started and waited for, in KiB on Linux.
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    kept = result | {"command_seconds": round(seconds, 1), "peak_mb": round(peak * 1024 / 1e6)}
+    # Of the largest process among those that ran; macOS counts bytes, Linux KiB.
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
+    kept = result | {"command_seconds": round(seconds, 1), "peak_mb": round(peak / 1e6)}
     if settings.curve:
         kept["curve"] = held_out(Path(settings.curve))
     kept |= about(settings.command) | {"jax": importlib.metadata.version("jax")}

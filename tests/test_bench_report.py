@@ -54,8 +54,8 @@ def test_a_table_has_the_numbers_and_their_commands(results):
 
 | model | B | T | type | device | ms a step | slots a second |
 | --- | --- | --- | --- | --- | --- | --- |
-| tiny | 32 | 128 | float32 | cpu | 250.0 | 16,384 |
-| base | 32 | 128 | float32 | cpu | 1,234.6 | 3,318 |
+| tiny | 32 | 128 | float32 | 2 cores, any | 250.0 | 16,384 |
+| base | 32 | 128 | float32 | 2 cores, any | 1,234.6 | 3,318 |
 
 2026-11-26, 2 cores, any, jax 0.10.2.
 
@@ -122,7 +122,7 @@ def test_runs_tell_of_their_evaluations(results):
     """A run is a row with the score of every evaluation, and its curve a row for each."""
     run = {
         "task": "tnews", "metric": "accuracy", "best_value": 0.5, "train_examples": 1000,
-        "steps": 8, "seconds": 61.2, "date": "2026-11-27", "machine": "any", "command": "python x",
+        "steps": 8, "seconds": 61.2, "date": "2026-11-27", "machine": "any", "command": "python -m x --seq-len 64",
         "curve": [
             {"step": 4, "accuracy": 0.4, "masked_lm_loss": 2.0, "masked_lm_accuracy": 0.2},
             {"step": 8, "accuracy": 0.5, "masked_lm_loss": 1.0, "masked_lm_accuracy": 0.3},
@@ -134,5 +134,5 @@ def test_runs_tell_of_their_evaluations(results):
     (results / "page.md").write_text("\n".join(blocks))
     report(results)
     page = (results / "page.md").read_text()
-    assert "| tnews | 1,000 | 8 | accuracy | 40.00, 50.00 | 50.00 % | 61 |" in page
+    assert "| tnews | 1,000 | 64 | 8 | accuracy | 40.00, 50.00 | 50.00 % | 61 |" in page
     assert "| 4 | 2.000 | 20.0 % |\n| 8 | 1.000 | 30.0 % |" in page

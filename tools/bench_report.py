@@ -95,8 +95,8 @@ def _table(folder: Path, kind: str, pattern: str) -> str:
 def _results(path: Path, rows_of: str) -> list[dict[str, Any]]:
     """A result, or the several of a command that tells of several things under `rows_of`."""
     result = read_object(path)
-    common = {name: value for name, value in result.items() if name != rows_of}
-    return [common | row for row in result.get(rows_of, [{}])]
+    rows = result.get(rows_of)
+    return [result | row for row in rows] if isinstance(rows, list) else [result]
 
 
 def _order(result: dict[str, Any]) -> tuple[str, int]:

@@ -20,6 +20,16 @@ def _word(key: str) -> Callable[[dict[str, Any]], str]:
     return lambda r: "" if r.get(key) is None else str(r[key])
 
 
+def _option(name: str) -> Callable[[dict[str, Any]], str]:
+    """What the command says for an option."""
+
+    def said(r: dict[str, Any]) -> str:
+        words = r["command"].split()
+        return words[words.index(name) + 1] if name in words else ""
+
+    return said
+
+
 def _ratio(r: dict[str, Any]) -> str:
     if "ratio_median" not in r:
         return ""
@@ -83,6 +93,7 @@ TABLES: dict[str, list[Column]] = {
         ("test", lambda r: f"`{r['test']}`"),
     ],
     "shards": [
+        ("processes", _option("--workers")),
         ("rows", _number("rows")),
         ("million tokens", _number("tokens", 1, 1e6)),
         ("padding", _share("padding_share")),
@@ -113,6 +124,7 @@ TABLES: dict[str, list[Column]] = {
     "finetuning": [
         ("task", _word("task")),
         ("training examples", _number("train_examples")),
+        ("T", _option("--seq-len")),
         ("steps", _number("steps")),
         ("measure", _word("metric")),
         ("at each evaluation", _curve),
@@ -129,7 +141,7 @@ TABLES: dict[str, list[Column]] = {
         ("seconds", _number("command_seconds")),
     ],
     "sample": [
-        ("records", _number("rows")),
+        ("records", _number("sequences")),
         ("predictions", _number("predictions")),
         ("accuracy", _share("masked_lm_accuracy")),
         ("seconds in all", _number("command_seconds")),
@@ -159,7 +171,7 @@ TABLES: dict[str, list[Column]] = {
     "step": [
         *_MODEL,
         ("type", _word("dtype")),
-        ("device", _word("device")),
+        ("device", lambda r: r["machine"] if r["device"] == "cpu" else r["device"]),
         ("ms a step", _number("ms_per_step", 1)),
         ("slots a second", _number("slots_per_second")),
         ("MFU", _share("mfu")),
@@ -194,6 +206,7 @@ TABLES: dict[str, list[Column]] = {
     "predict": [
         ("model", _word("model")),
         ("type", _word("dtype")),
+        ("device", lambda r: r["machine"] if r["device"] == "cpu" else r["device"]),
         ("texts", _number("texts")),
         ("texts a second", _number("our_texts_per_second", 1)),
         ("pipeline", _number("peer_texts_per_second", 1)),

@@ -122,7 +122,8 @@ def test_runs_tell_of_their_evaluations(results):
     """A run is a row with the score of every evaluation, and its curve a row for each."""
     run = {
         "task": "tnews", "metric": "accuracy", "best_value": 0.5, "train_examples": 1000,
-        "steps": 8, "seconds": 61.2, "date": "2026-11-27", "machine": "any", "command": "python -m x --seq-len 64",
+        "steps": 8, "seconds": 61.2, "date": "2026-11-27", "machine": "any",
+        "command": "python -m x --seq-len 64",
         "curve": [
             {"step": 4, "accuracy": 0.4, "masked_lm_loss": 2.0, "masked_lm_accuracy": 0.2},
             {"step": 8, "accuracy": 0.5, "masked_lm_loss": 1.0, "masked_lm_accuracy": 0.3},

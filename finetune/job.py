@@ -136,7 +136,7 @@ class Job:
     def calls(self, start: int) -> list[range]:
         """The steps behind step `start`, as they are done together: --steps-per-call of them, but
         fewer at the end of an epoch."""
-        size, found = self.settings.steps_per_call, []
+        size, found = min(self.settings.steps_per_call, self.epoch_steps), []
         while start < self.steps:
             first, done = start - start % self.epoch_steps, start % self.epoch_steps
             stop = min(first + done - done % size + size, first + self.epoch_steps, self.steps)

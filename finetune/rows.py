@@ -60,14 +60,16 @@ def train_order(
     """The batches of an epoch as numbers of units: a pure function of its arguments.
 
     A permutation of all units, in which neighbouring batches are sorted by length so that each pads
-    little; which batch comes when is random again. One batch may be smaller.
+    little; which batch comes when is random again. One batch may be smaller. With `together` the
+    batches of a call are neighbours in length, in random order, and the calls as well; batches that
+    fill no call, from any place, come last.
 
     Args:
       rows: the training set.
       batch_size: B.
       seed, epoch: of the permutation.
       by_length: False keeps the plain permutation.
-      together: so many neighbours stay together; those left over come last.
+      together: batches of a call.
     """
     random = np.random.default_rng([seed, epoch])
     order = random.permutation(len(rows))
@@ -77,9 +79,13 @@ def train_order(
         parts = [order[i : i + window] for i in range(0, len(order), window)]
         order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    full = len(batches) - len(batches) % together
-    starts = random.permutation(full // together) * together
-    return [batches[i] for start in starts for i in range(start, start + together)] + batches[full:]
+    if together == 1:
+        return [batches[i] for i in random.permutation(len(batches))]
+    count, rest = divmod(len(batches), together)
+    at = int(random.integers(count + 1)) * together
+    last, others = batches[at : at + rest], batches[:at] + batches[at + rest :]
+    calls = [others[i * together : (i + 1) * together] for i in random.permutation(count)]
+    return [call[i] for call in [*calls, last] for i in random.permutation(len(call))]
 
 
 def batch_of(

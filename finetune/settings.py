@@ -23,6 +23,8 @@ from finetune.tasks.generic import ending_of, labels_of, make
 
 # Settings that may differ when a run goes on.
 CHANGEABLE = ("output", "data_dir", "mesh", "log_every")
+# What runs did before there was the setting.
+_BEFORE = {"steps_per_call": 1}
 
 
 @dataclass(frozen=True)
@@ -211,10 +213,11 @@ def check_claim(output: Path, settings: Mapping[str, Any], digests: Mapping[str,
         return
     old = read_object(path)
     for name, value in sorted(_fixed(settings, digests).items()):
-        # A setting that an earlier version did not have is no reason.
-        if old.get(name, value) != value:
+        # Another setting that an earlier version did not have is no reason.
+        kept = old.get(name, _BEFORE.get(name, value))
+        if kept != value:
             raise UserError(
-                f"{output}: holds a run with {name} {old[name]!r}, now {value!r}; choose another "
+                f"{output}: holds a run with {name} {kept!r}, now {value!r}; choose another "
                 "--output or remove the folder"
             )
 

@@ -52,9 +52,14 @@ def agree(record_property, request):
     """Compares with a recording of the original, or another library, and notes how far ours is
     from it."""
 
-    def compare(what: str, ours, recorded, within: float = 0.0, relative: bool = False) -> None:
+    def compare(
+        what: str, ours, recorded, within: float = 0.0, relative: bool = False, part: str = ""
+    ) -> None:
         ours, recorded = np.asarray(ours), np.asarray(recorded)
-        np.testing.assert_allclose(ours, recorded, rtol=within, atol=0 if relative else within)
+        rtol, atol = (within, 0) if relative else (0, within)
+        np.testing.assert_allclose(
+            ours, recorded, rtol, atol, equal_nan=False, err_msg=part or what
+        )
         far = np.abs(ours.astype(np.float64) - recorded)
         far = far / np.abs(recorded) if relative else far
         test = Path(request.node.path).relative_to(ROOT).as_posix()
@@ -64,10 +69,10 @@ def agree(record_property, request):
     return compare
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    """With --differences: the largest difference of each thing that was compared, as a result for
-    tools.bench_report."""
-    if not config.getoption("differences"):
+def pytest_terminal_summary(terminalreporter, exitstatus, config):
+    """With --differences, and if all tests passed: the largest difference of each thing that was
+    compared, as a result for tools.bench_report."""
+    if exitstatus or not config.getoption("differences"):
         return
     rows: dict[str, dict] = {}
     for report in terminalreporter.stats.get("passed", []):
@@ -77,7 +82,8 @@ def pytest_terminal_summary(terminalreporter, config):
                 row["difference"] = max(row["difference"], noted["difference"])
                 row["compared"] += noted["compared"]
     command = ["python", "-m", "pytest", *config.invocation_params.args]
-    write_json(config.getoption("differences"), {"rows": list(rows.values()), **about(command)})
+    result = {"rows": sorted(rows.values(), key=lambda row: row["test"]), **about(command)}
+    write_json(config.getoption("differences"), result | {"jax": jax.__version__})
 
 
 @pytest.fixture(scope="session")

@@ -188,6 +188,18 @@ def test_a_killed_run_ends_with_the_same_bits(data, micro_model, tmp_path, toget
         assert (whole / name).read_bytes() == (cut / name).read_bytes()
 
 
+def test_several_updates_in_a_call_on_a_mesh(data, micro_model, tmp_path):
+    """What falls due inside a call comes at its end: 6 updates an epoch, 4 and 2 in a call."""
+    changes = {"mesh": "data=2", "steps_per_call": 4, "eval_every": 5, "log_every": 3}
+    run.main(options(data, tmp_path / "out", micro_model, **changes))
+    text = (tmp_path / "out" / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [4, 6, 10, 12]
+    assert [line["step"] for line in lines if "dev/loss" in line] == [6, 10, 12]
+    with pytest.raises(UserError, match="holds a run with steps_per_call 4, now 1"):
+        run.main(options(data, tmp_path / "out", micro_model, **changes | {"steps_per_call": 1}))
+
+
 def test_a_head_is_new_unless_it_is_kept(finished, data, micro_model, tmp_path):
     """One step at no rate to speak of: kept, the classifier is the trained one; new, another."""
     trained = source.load(finished / "best").params

@@ -90,7 +90,7 @@ def test_the_optimizer_is_as_asked_for(make_job):
 
 
 def test_a_call_is_its_steps(make_job):
-    """Four updates in one program are the four one after the other, dropout and all; on texts of
+    """Three updates in one program are the three one after the other, dropout and all; on texts of
     one length, since dropout is drawn anew for another."""
     job = make_job(dropout=0.1, epochs=4, steps_per_call=3)
     assert job.calls(0) == [range(i, i + 3) for i in (0, 3, 6, 9)]
@@ -117,6 +117,8 @@ def test_calls_end_with_their_epoch(make_job):
     assert ends == [4, 6, 10, 12, 15]
     assert [call.stop for call in job.calls(10)] == ends[3:]
     assert job.calls(15) == []
+    whole = make_job(epochs=2, batch_size=4, steps_per_call=100)
+    assert [call.stop for call in whole.calls(0)] == [6, 12]
     assert [is_due(call, 5) for call in job.calls(0)] == [False, True, True, False, True]
 
 

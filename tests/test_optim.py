@@ -138,7 +138,7 @@ def test_recorded_training_run(shared, agree):
     expected_params, _ = tf_bert.load(folder / "trained.ckpt", config)
     expected = flatten(expected_params)
     for path, value in flatten(state.params).items():
-        agree("every variable after it", value, expected[path], 1e-5)
+        agree("every variable after it", value, expected[path], 1e-5, part=path)
 
 
 def test_frozen_parameters_have_no_slots_and_do_not_decay():

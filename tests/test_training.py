@@ -96,15 +96,22 @@ def test_an_epoch_has_every_example_once(by_length):
     assert (padded < 63 * 16 * 64 * 0.85) == by_length
 
 
-def test_neighbours_in_length_stay_together():
-    rows = some_rows(1003)
-    batches = train_order(rows, 16, 3, 0, by_length=True, together=4)
-    assert sorted(np.concatenate(batches).tolist()) == list(range(1003))
-    assert [len(batch) for batch in batches].index(11) >= 60  # 63 = 15 x 4 + 3, which come last
-    longest = [max(rows.lengths[i] for i in batch) for batch in batches]
-    calls = [longest[i : i + 4] for i in range(0, 60, 4)]
-    assert sum(max(call) - min(call) for call in calls) < 15 * 8
-    assert calls != sorted(calls)
+def test_a_call_has_batches_of_like_length_in_random_order():
+    rows = some_rows(1003)  # 63 batches: 15 calls of 4, and 3 batches
+    epochs = [train_order(rows, 16, 3, epoch, True, together=4) for epoch in range(4)]
+    assert [b.tolist() for b in epochs[0]] != [b.tolist() for b in epochs[1]]
+    endings = []
+    for batches in epochs:
+        assert sorted(np.concatenate(batches).tolist()) == list(range(1003))
+        longest = [max(rows.lengths[i] for i in batch) for batch in batches]
+        calls = [longest[i : i + 4] for i in range(0, 60, 4)]
+        assert np.median([max(call) - min(call) for call in calls]) < 6
+        assert calls != sorted(calls) and any(call != sorted(call) for call in calls)
+        endings.append(max(longest[60:]))
+    assert len(set(endings)) > 1  # what is left over is not always of one length
+    one_call = train_order(rows, 16, 3, 0, True, together=100)
+    lengths = [max(rows.lengths[i] for i in batch) for batch in one_call]
+    assert len(lengths) == 63 and lengths != sorted(lengths)
 
 
 def test_buckets_by_hand():

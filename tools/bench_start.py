@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -76,7 +77,7 @@ def _first_update(command: Sequence[str], output: Path, cache: Path) -> float:
         words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=given
     ) as process:
         for line in process.stderr:
-            if line.startswith("step 1/"):
+            if re.match(r"step \d+/", line):
                 seconds = time.perf_counter() - started
                 process.send_signal(signal.SIGKILL)
                 process.stderr.read()

@@ -43,6 +43,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         raise UserError("say what to run behind --: python -m tools.record --output FILE -- ...")
     started = time.monotonic()
     ran = " ".join(settings.command)
+    if not Path(settings.output).parent.is_dir():
+        raise UserError(f"{settings.output}: its folder is not there")
+    # Asked before: what is changed meanwhile is not what ran.
+    how = about(settings.command) | {"jax": importlib.metadata.version("jax")}
     line = _last_line(settings.command)
     seconds = time.monotonic() - started
     try:
@@ -55,12 +59,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
     kept = result | {"command_seconds": round(seconds, 1), "peak_mb": round(peak / 1e6)}
+    write_json(settings.output, kept | how)
     if settings.curve:
         kept["curve"] = held_out(Path(settings.curve))
-    kept |= about(settings.command) | {"jax": importlib.metadata.version("jax")}
-    write_json(settings.output, kept)
+        write_json(settings.output, kept | how)
     print(json.dumps({"output": settings.output, "command_seconds": kept["command_seconds"]}))
-    return kept
+    return kept | how
 
 
 def _last_line(command: Sequence[str]) -> str:
@@ -91,6 +95,8 @@ def held_out(run: Path) -> list[dict[str, Any]]:
         }
         if named:
             found.append({"step": entry["step"], **named})
+    if not found:
+        raise UserError(f"{run}: a run without evaluations has no curve")
     return found
 
 

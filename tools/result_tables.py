@@ -81,7 +81,8 @@ def _floor(r: dict[str, Any]) -> str:
 
 def _curve(r: dict[str, Any]) -> str:
     """The score at every evaluation of a fine-tuning run."""
-    return ", ".join(f"{100 * entry[r['metric']]:.2f}" for entry in r["curve"])
+    values = [entry[r["metric"]] for entry in r["curve"]]
+    return ", ".join("none" if value is None else f"{100 * value:.2f}" for value in values)
 
 
 TABLES: dict[str, list[Column]] = {

@@ -1,5 +1,5 @@
-"""Questions for reading comprehension out of plain text: a clause of a passage, in which a phrase
-gives way to a question word.
+"""Questions for reading comprehension out of plain text: a clause of a passage, in which a phrase,
+or all from some word on, gives way to a question word.
 
 From them a model learns to find what a question speaks of, which guessing masked words hardly
 teaches; afterwards it needs fewer questions that people wrote. The idea is that of Lewis, Denoyer
@@ -17,16 +17,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rjieba
 import tyro
 
 from clue_jax.errors import UserError, run_command
 from clue_jax.files import atomic_directory, write_json
-from clue_jax.text.words import word_boundaries
 from pretraining.corpus import cut_pieces, read_documents
 
 _CLAUSE = re.compile("[^。！？；，：,]+")
 _PHRASE = re.compile("[\u4e00-\u9fff0-9A-Za-z.%·]{2,10}")  # what can be an answer
-_QUESTION_WORDS = ("什么", "什么", "哪", "谁", "多少")
+_REST = re.compile("[\u4e00-\u9fff0-9A-Za-z.%·《》“”、（）—-]{5,30}")  # so can the end of a clause
+_TIME = re.compile("[0-9〇一二三四五六七八九十]+(年|月|日|世纪)")
+_RESTS = 0.4  # of the questions ask for the end of their clause, as people ask for whole clauses
+# The question word of an answer by the segmenter's tag of its last word: persons, places, times,
+# numbers; all else by _OTHERS, and the end of a clause by _REST_WORDS.
+_BY_TAG = {
+    "nr": "谁", "nrt": "谁", "nrfg": "谁", "ns": "哪里", "s": "哪里", "t": "什么时候", "m": "多少"
+}  # fmt: skip
+_OTHERS = ("什么", "什么", "什么", "哪个")
+_REST_WORDS = ("什么", "什么", "怎样", "如何")
 _KEPT = 0.8  # of the other words, so that a question is no copy of its clause
 _TURNED = 0.3  # of the questions end with their question word
 _SHORTEST, _LONGEST = 4, 30  # characters of a question beside its question word
@@ -46,6 +55,9 @@ class Settings:
     """How many of them make the dev set."""
     passage_length: int = 44
     """Characters of a passage, at most; whole sentences."""
+    shortest_passage: int | None = None
+    """Give every passage a limit of its own, drawn evenly from this to --passage-length (default:
+    one limit for all). A passage fills at least half of its limit."""
     seed: int = 0
     """Of all choices."""
 
@@ -57,13 +69,19 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         raise UserError(
             "--held-out must lie between 0 and --count, and --passage-length be at least 20"
         )
+    longest = settings.passage_length
+    shortest = longest if settings.shortest_passage is None else settings.shortest_passage
+    if not 20 <= shortest <= longest:
+        raise UserError("--shortest-passage must lie between 20 and --passage-length")
     output = Path(settings.output)
     if output.exists():
         raise UserError(f"{output}: is there already; choose another --output or remove it")
     chance = random.Random(settings.seed)
     # Some passages give no question.
     passages = sample(
-        _passages(settings.input, settings.passage_length), settings.count * 2, chance
+        _passages(settings.input, shortest, longest, random.Random(settings.seed)),
+        settings.count * 2,
+        chance,
     )
     made = []
     for passage in passages:
@@ -88,17 +106,21 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     return summary
 
 
-def _passages(paths: Sequence[str], length: int) -> Iterator[str]:
-    """Neighbouring sentences of a document, together at most `length` characters and at least half
-    of that."""
+def _passages(
+    paths: Sequence[str], shortest: int, longest: int, chance: random.Random
+) -> Iterator[str]:
+    """Neighbouring sentences of a document, together at most as many characters as the passage's
+    limit, and at least half of that."""
+    limit = chance.randint(shortest, longest)
     for piece in cut_pieces(paths):
         for document in read_documents(piece, paragraphs=True):
             passage = ""
-            for sentence in [*document, " " * length]:
-                if len(passage) + len(sentence) > length:
-                    if length <= 2 * len(passage) <= 2 * length:
+            for sentence in [*document, " " * longest]:
+                if len(passage) + len(sentence) > limit:
+                    if limit <= 2 * len(passage) <= 2 * limit:
                         yield passage
                     passage = ""
+                    limit = chance.randint(shortest, longest)
                 passage += sentence
 
 
@@ -117,24 +139,33 @@ def sample(passages: Iterator[str], count: int, chance: random.Random) -> list[s
 def question(passage: str, chance: random.Random) -> tuple[str, str, int] | None:
     """A question about a passage, its answer, and the place of that.
 
-    The answer is one to three words that stand in the passage once.
+    The answer is one to three words, or all words of a clause behind its first, and stands in the
+    passage once.
     """
     clauses = [m for m in _CLAUSE.finditer(passage) if 8 <= len(m[0]) <= 40]
     chance.shuffle(clauses)
+    is_rest = chance.random() < _RESTS
     for clause in clauses[:3]:
-        cuts = np.flatnonzero(word_boundaries([clause[0]])).tolist()
-        words = [clause[0][a:b] for a, b in zip(cuts, [*cuts[1:], None], strict=True)]
+        words, tags = zip(*rjieba.tag(clause[0]), strict=True)
         for _ in range(6):
             first = chance.randrange(len(words))
-            last = min(len(words), first + chance.choice((1, 1, 1, 2, 2, 3)))
+            last = len(words)
+            if not is_rest:
+                last = min(last, first + chance.choice((1, 1, 1, 2, 2, 3)))
             answer = "".join(words[first:last])
-            if not _PHRASE.fullmatch(answer) or passage.count(answer) != 1:
+            form = _REST if is_rest else _PHRASE
+            if not form.fullmatch(answer) or passage.count(answer) != 1:
                 continue
             before = "".join(word for word in words[:first] if chance.random() < _KEPT)
             behind = "".join(word for word in words[last:] if chance.random() < _KEPT)
             if not _SHORTEST <= len(before) + len(behind) <= _LONGEST:
                 continue
-            asked = "多少" if answer[0].isdigit() else chance.choice(_QUESTION_WORDS)
+            if is_rest:
+                asked = chance.choice(_REST_WORDS)
+            elif _TIME.search(answer):
+                asked = "什么时候"
+            else:
+                asked = _BY_TAG.get(tags[last - 1]) or chance.choice(_OTHERS)
             is_turned = chance.random() < _TURNED
             text = behind + before + asked if is_turned else before + asked + behind
             return text + "?", answer, passage.index(answer)

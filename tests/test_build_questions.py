@@ -14,6 +14,8 @@ from finetune.forms import FORMS
 from finetune.tasks import TASKS
 from pretraining import build_questions
 
+WORDS = ("什么时候", "什么", "哪里", "哪个", "谁", "多少", "怎样", "如何")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -42,7 +44,7 @@ def test_the_task_reads_them(folder, tokenizer, caplog):
             assert context.find(answer["text"]) == answer["answer_start"]
             assert context.count(answer["text"]) == 1 and answer["text"] not in entry["question"]
             assert "".join(context.split()) in text and 22 <= len(context) <= 44
-            assert any(word in entry["question"] for word in build_questions._QUESTION_WORDS)
+            assert any(word in entry["question"] for word in WORDS)
             passages.add(context)
     assert len(passages) == len(examples)
 
@@ -65,14 +67,31 @@ def test_all_passages_are_equally_likely():
     assert all(abs(count - 800) < 80 for count in counts.values())
 
 
-def test_a_number_is_asked_for_as_one():
-    """Whatever is drawn, the answer fits the rule by hand: 2 to 10 characters, no signs."""
+def test_question_words_fit_their_answers():
+    """Numbers, times, places and persons are asked for as such; ends of clauses are answers too.
+    Whatever is drawn, an answer lies within a clause, and an end of one begins anywhere."""
     chance = random.Random(0)
-    made = [build_questions.question("这座桥长1200米，宽三十五米。", chance) for _ in range(200)]
-    found = {answer: asked for asked, answer, _ in filter(None, made)}
-    assert "1200" in found and "多少" in found["1200"]
-    assert all(2 <= len(answer) <= 10 and "，" not in answer for answer in found)
+    text = "这座桥长1200米，宽三十五米。王小明一九九八年来到了南京市工作和生活。"
+    made = [build_questions.question(text, chance) for _ in range(800)]
+    found = {}
+    for asked, answer, place in filter(None, made):
+        assert text[place : place + len(answer)] == answer and 2 <= len(answer) <= 30
+        assert not set("，。") & set(answer)
+        found.setdefault(answer, set()).add(next(word for word in WORDS if word in asked))
+    assert found["1200"] == {"多少"} and found["一九九八年"] == {"什么时候"}
+    assert found["南京市"] == {"哪里"} and found["王小明"] == {"谁"}
+    assert found["来到了南京市工作和生活"] <= {"什么", "怎样", "如何"}
     assert build_questions.question("太短。", chance) is None
+
+
+def test_limits_drawn_for_each_passage(tmp_path):
+    """Short and long passages side by side: some too long for the lower limit, some too short for
+    the upper one alone."""
+    given = ["--input", str(SAMPLE), "--count", "60", "--held-out", "9", "--passage-length", "120"]
+    build_questions.main([*given, "--shortest-passage", "20", "--output", str(tmp_path / "out")])
+    content = json.loads((tmp_path / "out" / "train.json").read_text(encoding="utf-8"))
+    lengths = [len(paragraph["context"]) for paragraph in content["data"][0]["paragraphs"]]
+    assert 10 <= min(lengths) < 40 and 60 < max(lengths) <= 120
 
 
 @pytest.mark.parametrize(
@@ -80,6 +99,7 @@ def test_a_number_is_asked_for_as_one():
     [
         (["--held-out", "60"], "--held-out must lie between 0 and --count"),
         (["--passage-length", "10"], "--passage-length be at least 20"),
+        (["--shortest-passage", "45", "--held-out", "9"], "--shortest-passage must lie between"),
         (["--held-out", "59"], r"sample_zh.txt: enough for \d+ questions only"),
         (["--input", "/nowhere", "--held-out", "9"], "/nowhere: cannot read"),
     ],

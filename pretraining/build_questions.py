@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     chance = random.Random(settings.seed)
     # Some passages give no question.
     passages = sample(
-        _passages(settings.input, shortest, longest, random.Random(settings.seed)),
+        cut_passages(settings.input, shortest, longest, random.Random(settings.seed)),
         settings.count * 2,
         chance,
     )
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     return summary
 
 
-def _passages(
+def cut_passages(
     paths: Sequence[str], shortest: int, longest: int, chance: random.Random
 ) -> Iterator[str]:
     """Neighbouring sentences of a document, together at most as many characters as the passage's

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoints import all_heads, written
 from conftest import micro_config
-from test_convert import all_heads, written
 
 from clue_jax.convert import source
 from clue_jax.convert.tf_bundle import read_bundle, write_bundle

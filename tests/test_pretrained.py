@@ -7,8 +7,8 @@ import lzma
 
 import numpy as np
 import pytest
+from checkpoints import equal, written
 from conftest import micro_config, random_params
-from test_convert import equal, written
 
 import clue_jax
 from clue_jax.convert import source

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoints import equal, written
 from conftest import micro_config, random_params
-from test_convert import equal, written
 from test_fetch import Server, ranged, reply
 
 import clue_jax

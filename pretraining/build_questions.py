@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rjieba
 import tyro
 
 from clue_jax.errors import UserError, run_command
@@ -142,6 +141,8 @@ def question(passage: str, chance: random.Random) -> tuple[str, str, int] | None
     The answer is one to three words, or all words of a clause behind its first, and stands in the
     passage once.
     """
+    import rjieba  # it loads a dictionary of some megabytes
+
     clauses = [m for m in _CLAUSE.finditer(passage) if 8 <= len(m[0]) <= 40]
     chance.shuffle(clauses)
     is_rest = chance.random() < _RESTS

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import rjieba
 import tyro
 
 from clue_jax.errors import UserError, run_command
@@ -68,6 +67,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 def retelling(passage: str, chance: random.Random) -> str:
     """The clauses of a passage in random order, each without some of its words."""
+    import rjieba  # it loads a dictionary of some megabytes
+
     clauses = _CLAUSE.findall(passage)
     chance.shuffle(clauses)
     told = (

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,8 @@ import tyro
 
 from clue_jax.errors import UserError, run_command
 from clue_jax.files import atomic_directory, write_json
-from pretraining.corpus import cut_pieces, read_documents
+from pretraining.passages import CLAUSE, cut_passages, sample
 
-_CLAUSE = re.compile("[^。！？；，：,]+")
 _PHRASE = re.compile("[\u4e00-\u9fff0-9A-Za-z.%·]{2,10}")  # what can be an answer
 _REST = re.compile("[\u4e00-\u9fff0-9A-Za-z.%·《》“”、（）—-]{5,30}")  # so can the end of a clause
 _TIME = re.compile("[0-9〇一二三四五六七八九十]+(年|月|日|世纪)")
@@ -105,36 +104,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     return summary
 
 
-def cut_passages(
-    paths: Sequence[str], shortest: int, longest: int, chance: random.Random
-) -> Iterator[str]:
-    """Neighbouring sentences of a document, together at most as many characters as the passage's
-    limit, and at least half of that."""
-    limit = chance.randint(shortest, longest)
-    for piece in cut_pieces(paths):
-        for document in read_documents(piece, paragraphs=True):
-            passage = ""
-            for sentence in [*document, " " * longest]:
-                if len(passage) + len(sentence) > limit:
-                    if limit <= 2 * len(passage) <= 2 * limit:
-                        yield passage
-                    passage = ""
-                    limit = chance.randint(shortest, longest)
-                passage += sentence
-
-
-def sample(passages: Iterator[str], count: int, chance: random.Random) -> list[str]:
-    """So many of them in random order, all equally likely; memory does not grow with the text."""
-    chosen: list[str] = []
-    for number, passage in enumerate(passages):
-        if number < count:
-            chosen.append(passage)
-        elif (place := chance.randrange(number + 1)) < count:
-            chosen[place] = passage
-    chance.shuffle(chosen)
-    return chosen
-
-
 def question(passage: str, chance: random.Random) -> tuple[str, str, int] | None:
     """A question about a passage, its answer, and the place of that.
 
@@ -143,7 +112,7 @@ def question(passage: str, chance: random.Random) -> tuple[str, str, int] | None
     """
     import rjieba  # it loads a dictionary of some megabytes
 
-    clauses = [m for m in _CLAUSE.finditer(passage) if 8 <= len(m[0]) <= 40]
+    clauses = [m for m in CLAUSE.finditer(passage) if 8 <= len(m[0]) <= 40]
     chance.shuffle(clauses)
     is_rest = chance.random() < _RESTS
     for clause in clauses[:3]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,8 @@ import tyro
 
 from clue_jax.errors import UserError, run_command
 from clue_jax.files import atomic_file
-from pretraining.build_questions import cut_passages, sample
+from pretraining.passages import CLAUSE, cut_passages, sample
 
-_CLAUSE = re.compile("[^。！？；，：,]+")
 _KEPT = 0.8  # of the words
 
 
@@ -69,7 +67,7 @@ def retelling(passage: str, chance: random.Random) -> str:
     """The clauses of a passage in random order, each without some of its words."""
     import rjieba  # it loads a dictionary of some megabytes
 
-    clauses = _CLAUSE.findall(passage)
+    clauses = CLAUSE.findall(passage)
     chance.shuffle(clauses)
     told = (
         "".join(word for word in rjieba.cut(clause) if chance.random() < _KEPT)

@@ -12,7 +12,7 @@ from clue_jax.errors import UserError
 from finetune.data import read_split
 from finetune.forms import FORMS
 from finetune.tasks import TASKS
-from pretraining import build_questions
+from pretraining import build_questions, passages
 
 WORDS = ("什么时候", "什么", "哪里", "哪个", "谁", "多少", "怎样", "如何")
 
@@ -34,7 +34,7 @@ def test_the_task_reads_them(folder, tokenizer, caplog):
     examples += read_split(TASKS["cmrc2018"], folder, "dev")
     rows = FORMS["spans"].rows(examples, TASKS["cmrc2018"], tokenizer, str, 64)
     assert "stood elsewhere" not in caplog.text and len(rows) >= len(examples)
-    passages = set()
+    seen = set()
     for name in ("train", "dev"):
         content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         for paragraph in content["data"][0]["paragraphs"]:
@@ -45,8 +45,8 @@ def test_the_task_reads_them(folder, tokenizer, caplog):
             assert context.count(answer["text"]) == 1 and answer["text"] not in entry["question"]
             assert "".join(context.split()) in text and 22 <= len(context) <= 44
             assert any(word in entry["question"] for word in WORDS)
-            passages.add(context)
-    assert len(passages) == len(examples)
+            seen.add(context)
+    assert len(seen) == len(examples)
 
 
 def test_the_same_seed_makes_the_same(folder, tmp_path):
@@ -62,7 +62,7 @@ def test_all_passages_are_equally_likely():
     counts = dict.fromkeys("abcde", 0)
     chance = random.Random(0)
     for _ in range(2000):
-        for passage in build_questions.sample(iter("abcde"), 2, chance):
+        for passage in passages.sample(iter("abcde"), 2, chance):
             counts[passage] += 1
     assert all(abs(count - 800) < 80 for count in counts.values())
 

@@ -51,7 +51,10 @@ def test_what_cannot_be_made(tmp_path):
         build_retellings.main([*given, "--passage-length", "10"])
     with pytest.raises(UserError, match="no passage of 2000 to 4000"):
         build_retellings.main([*given, "--passage-length", "4000"])
-    assert not list(tmp_path.iterdir())
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(UserError, match="empty.txt: no passage of 30 to 60"):
+        build_retellings.main(["--input", str(tmp_path / "empty.txt"), *given[2:]])
+    assert [path.name for path in tmp_path.iterdir()] == ["empty.txt"]
     build_retellings.main(given)
     with pytest.raises(UserError, match="is there already"):
         build_retellings.main(given)

@@ -34,6 +34,22 @@ def rewrite(folder: Path, change) -> None:
     write_safetensors(folder / "model.safetensors", change(tensors))
 
 
+def words_are_those_of_transformers(loaded, places) -> None:
+    """Our logits of every word, and those of the directories' models in transformers."""
+    import torch
+    import transformers
+
+    ids = np.arange(5, 25, dtype=np.int32)[None]
+    ours = PretrainingModel(loaded.config.without_dropout()).apply(
+        {"params": loaded.params}, ids, ids > 0, ids * 0, ids - 5, method="masked_lm_only"
+    )
+    for place in places:
+        model = transformers.BertForMaskedLM.from_pretrained(place).eval()
+        with torch.no_grad():
+            theirs = model(torch.tensor(ids.astype(np.int64))).logits.numpy()
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_old_and_missing_name_parts(foreign):
     folder, params = foreign
 
@@ -78,8 +94,8 @@ def test_the_encoder_alone_without_its_prefix(foreign):
 
 
 def test_an_untied_decoder_is_kept_and_used(foreign, tmp_path):
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
     folder, _ = foreign
     decoder = np.random.default_rng(5).normal(size=(787, 32)).astype(np.float32)
     rewrite(
@@ -97,15 +113,7 @@ def test_an_untied_decoder_is_kept_and_used(foreign, tmp_path):
     convert.main([str(folder), str(tmp_path / "b"), "--to", "model"])
     loaded = source.load(tmp_path / "b")
     np.testing.assert_array_equal(loaded.params["masked_lm"]["decoder"], decoder)
-    ids = np.arange(5, 25, dtype=np.int32)[None]
-    ours = PretrainingModel(loaded.config.without_dropout()).apply(
-        {"params": loaded.params}, ids, ids > 0, ids * 0, ids - 5, method="masked_lm_only"
-    )
-    for place in (folder, tmp_path / "b"):
-        model = transformers.BertForMaskedLM.from_pretrained(place).eval()
-        with torch.no_grad():
-            theirs = model(torch.tensor(ids.astype(np.int64))).logits.numpy()
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    words_are_those_of_transformers(loaded, (folder, tmp_path / "b"))
     with pytest.raises(UserError, match="TF-BERT has no place for it; --drop-heads masked_lm"):
         convert.main([str(folder), str(tmp_path / "tf"), "--to", "tf"])
     assert not (tmp_path / "tf").exists()
@@ -115,8 +123,8 @@ def test_an_untied_decoder_is_kept_and_used(foreign, tmp_path):
 
 def test_the_bias_of_an_untied_decoder_is_its_own(foreign, tmp_path):
     """As transformers 5 leaves it after training; with a tied one, two biases are refused."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
     folder, _ = foreign
     random = np.random.default_rng(5)
     own = {
@@ -129,15 +137,7 @@ def test_the_bias_of_an_untied_decoder_is_its_own(foreign, tmp_path):
     result = convert.main([str(folder), str(tmp_path / "b"), "--to", "model"])
     assert any("decoder.bias was taken" in note for note in result["notes"])
     loaded = source.load(tmp_path / "b")
-    ids = np.arange(5, 25, dtype=np.int32)[None]
-    ours = PretrainingModel(loaded.config.without_dropout()).apply(
-        {"params": loaded.params}, ids, ids > 0, ids * 0, ids - 5, method="masked_lm_only"
-    )
-    for place in (folder, tmp_path / "b"):
-        model = transformers.BertForMaskedLM.from_pretrained(place).eval()
-        with torch.no_grad():
-            theirs = model(torch.tensor(ids.astype(np.int64))).logits.numpy()
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    words_are_those_of_transformers(loaded, (folder, tmp_path / "b"))
 
 
 def test_sharded_directories(foreign):

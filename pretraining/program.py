@@ -18,6 +18,7 @@ from clue_jax import optim, sharding
 from clue_jax.config import ModelConfig
 from clue_jax.model import PretrainingModel
 from clue_jax.train_state import TrainState, compute_dtype
+from pretraining import induction
 from pretraining.settings import Settings
 from pretraining.start import random_params
 from pretraining.step import train_steps
@@ -34,6 +35,7 @@ class Program:
       model: as it trains; eval_model: the same without dropout.
       optimizer: of the parameters; schedule: its learning rate by step.
       key: of the run.
+      initial_weights: as the settings have it.
       step: (state, batches [steps, B, ...]) -> (state, sums [steps]), see `train_steps`.
     """
 
@@ -42,11 +44,16 @@ class Program:
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     key: jax.Array
+    initial_weights: str
     step: Callable[[TrainState, Any], tuple[TrainState, Any]]
 
     def init(self) -> Any:
         """The parameters at the start."""
-        return random_params(self.eval_model, self.key)
+        params = random_params(self.eval_model, self.key)
+        if self.initial_weights == "induction":
+            drawing = jax.random.fold_in(self.key, 2)
+            params = induction.induction_params(params, self.model.config, drawing)
+        return params
 
     def compiled_step(self, state_shardings: Any, mesh: Mesh) -> Any:
         """The step under `jax.jit`; it takes the state's memory for the state that it gives."""
@@ -64,8 +71,10 @@ def program(settings: Settings, config: ModelConfig, steps: int, mesh: Mesh) -> 
       mesh: on which it will run.
 
     Raises:
-      UserError: for a warm-up longer than the run.
+      UserError: for a warm-up longer than the run, or a model too small for its first weights.
     """
+    if settings.initial_weights == "induction":
+        induction.check(config)
     schedule = optim.learning_rate(
         settings.schedule, settings.learning_rate, steps, settings.warmup_steps
     )
@@ -92,4 +101,4 @@ def program(settings: Settings, config: ModelConfig, steps: int, mesh: Mesh) -> 
         accumulate=settings.accumulate,
     )
     eval_model = PretrainingModel(config.without_dropout(), dtype)
-    return Program(model, eval_model, optimizer, schedule, key, step)
+    return Program(model, eval_model, optimizer, schedule, key, settings.initial_weights, step)

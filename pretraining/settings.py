@@ -67,6 +67,10 @@ class Settings:
     init: str | None = None
     """Model to start from: a published name, a model directory, a TF-BERT checkpoint or a zip.
     Heads that it lacks start fresh."""
+    initial_weights: Literal["random", "induction"] = "random"
+    """Of a model without --init. random: as the original draws them. induction: attention that
+    looks words up by their neighbours from the start, which a model else learns late or never: for
+    small models and little time."""
     mesh: str | None = None
     """Devices by axis, such as data=8 or data=2,fsdp=4 (default: all on data)."""
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -147,6 +151,8 @@ def check(settings: Settings) -> None:
                 f"--{name.replace('_', '-')} {getattr(settings, name)} is not a multiple of "
                 f"--steps-per-call {settings.steps_per_call}"
             )
+    if settings.init is not None and settings.initial_weights != "random":
+        raise UserError("--initial-weights is for a model without --init")
     if settings.eval_every < 0 or settings.weight_decay < 0:
         raise UserError("--eval-every and --weight-decay must not be negative")
     if not 0 < settings.adam_b2 < 1:

@@ -63,8 +63,8 @@ def induction_params(params: Any, config: ModelConfig, key: jax.Array) -> Any:
     """Random parameters with induction heads set into the first two layers.
 
     Args:
-      params: of a pretraining model, as the original draws them; heads and layers without a part
-        in it keep them.
+      params: of a pretraining model, as the original draws them; what has no part in it keeps
+        them.
       config: of the model; two layers and eight heads at least.
       key: of the random projections.
 
@@ -79,7 +79,7 @@ def induction_params(params: Any, config: ModelConfig, key: jax.Array) -> Any:
     def look(layer: int, name: str) -> str:
         return f"bert/encoder/layer_{layer}/attention/{name}/kernel"
 
-    # The original's deviation, made for wide models, lets little through in narrow ones.
+    # The original's deviation suits a width of 768 and lets little through in narrower models.
     for layer in range(config.num_hidden_layers):
         for name in ("value", "output"):
             flat[look(layer, name)] *= max(1.0, (768 / width) ** 0.5)
@@ -105,11 +105,11 @@ def _places(config: ModelConfig) -> _Places:
     sines = kinds - 2 * sinusoids
     words = sines - len(_NEIGHBOURS) * size
     is_fit = config.num_hidden_layers >= 2 and config.num_attention_heads >= len(_LOOK_UPS)
-    if not is_fit or size % 2 or words < size:
+    if not is_fit or size % 2:
         raise UserError(
-            f"--initial-weights induction needs two layers, {len(_LOOK_UPS)} heads of an even size "
-            f"and a width of seven heads or so; the model has {config.num_hidden_layers} layers, "
-            f"{config.num_attention_heads} heads of {size} and a width of {config.hidden_size}"
+            f"--initial-weights induction needs two layers and {len(_LOOK_UPS)} heads of an even "
+            f"size; the model has {config.num_hidden_layers} layers and "
+            f"{config.num_attention_heads} heads of {size}"
         )
     neighbours = {distance: words + i * size for i, distance in enumerate(_NEIGHBOURS)}
     rates = np.geomspace(_FASTEST, _SLOWEST, sinusoids)

@@ -18,9 +18,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from clue_jax.config import ModelConfig
+from clue_jax.convert import merge
 from clue_jax.errors import UserError
 
 _NEIGHBOURS = (-1, 1, -2, 2)  # what the first heads of layer 0 bring
@@ -73,7 +73,7 @@ def induction_params(params: Any, config: ModelConfig, key: jax.Array) -> Any:
     """
     places = _places(config)
     heads, size, width = config.num_attention_heads, config.head_size, config.hidden_size
-    flat = dict(flatten_dict(params, sep="/"))
+    flat = merge.flatten(params)
     flat |= _embeddings(flat, config, places, key)
 
     def look(layer: int, name: str) -> str:
@@ -95,7 +95,7 @@ def induction_params(params: Any, config: ModelConfig, key: jax.Array) -> Any:
             flat[look(layer, name)] = array.reshape(width, width)
     # What the layers copied is scored against the embeddings as it is.
     flat["masked_lm/transform/kernel"] += jnp.eye(width)
-    return unflatten_dict(flat, sep="/")
+    return merge.nest(flat)
 
 
 def _places(config: ModelConfig) -> _Places:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +27,22 @@ from pretraining.passages import CLAUSE, cut_passages, sample
 _PHRASE = re.compile("[\u4e00-\u9fff0-9A-Za-z.%·]{2,10}")  # what can be an answer
 _REST = re.compile("[\u4e00-\u9fff0-9A-Za-z.%·《》“”、（）—-]{5,30}")  # so can the end of a clause
 _TIME = re.compile("[0-9〇一二三四五六七八九十]+(年|月|日|世纪)")
+# What people ask for ends in a noun, a number, a time or a place by the segmenter's tags, and does
+# not begin with a word that joins others (as 的, 和, 在).
+_LAST = ("n", "m", "q", "t", "s", "vn", "eng")
+_JOINING = ("u", "c", "p", "y", "f")
 _RESTS = 0.4  # of the questions ask for the end of their clause, as people ask for whole clauses
-# The question word of an answer by the segmenter's tag of its last word: persons, places, times,
+# The question words of an answer by the segmenter's tag of its last word: persons, places, times,
 # numbers; all else by _OTHERS, and the end of a clause by _REST_WORDS.
+_PERSON, _PLACE, _WHEN = ("谁", "哪位"), ("哪里", "哪个地方"), ("什么时候", "哪一年")
 _BY_TAG = {
-    "nr": "谁", "nrt": "谁", "nrfg": "谁", "ns": "哪里", "s": "哪里", "t": "什么时候", "m": "多少"
+    "nr": _PERSON, "nrt": _PERSON, "nrfg": _PERSON, "ns": _PLACE, "s": _PLACE,
+    "t": _WHEN[:1], "m": ("多少",),
 }  # fmt: skip
 _OTHERS = ("什么", "什么", "什么", "哪个")
 _REST_WORDS = ("什么", "什么", "怎样", "如何")
-_KEPT = 0.8  # of the other words, so that a question is no copy of its clause
+_KEPT = (0.5, 1.0)  # of the other words, between these, so that a question is no copy of its clause
+_ABOUT = 0.5  # of the questions begin with what their passage is about, as people's do
 _TURNED = 0.3  # of the questions end with their question word
 _SHORTEST, _LONGEST = 4, 30  # characters of a question beside its question word
 
@@ -115,9 +123,11 @@ def question(passage: str, chance: random.Random) -> tuple[str, str, int] | None
     clauses = [m for m in CLAUSE.finditer(passage) if 8 <= len(m[0]) <= 40]
     chance.shuffle(clauses)
     is_rest = chance.random() < _RESTS
+    topic = _topic(passage) if chance.random() < _ABOUT else ""
+    kept = chance.uniform(*_KEPT)
     for clause in clauses[:3]:
         words, tags = zip(*rjieba.tag(clause[0]), strict=True)
-        for _ in range(6):
+        for _ in range(10):
             first = chance.randrange(len(words))
             last = len(words)
             if not is_rest:
@@ -126,20 +136,37 @@ def question(passage: str, chance: random.Random) -> tuple[str, str, int] | None
             form = _REST if is_rest else _PHRASE
             if not form.fullmatch(answer) or passage.count(answer) != 1:
                 continue
-            before = "".join(word for word in words[:first] if chance.random() < _KEPT)
-            behind = "".join(word for word in words[last:] if chance.random() < _KEPT)
+            if tags[first].startswith(_JOINING):
+                continue
+            if not is_rest and not tags[last - 1].startswith(_LAST):
+                continue
+            before = "".join(word for word in words[:first] if chance.random() < kept)
+            behind = "".join(word for word in words[last:] if chance.random() < kept)
             if not _SHORTEST <= len(before) + len(behind) <= _LONGEST:
                 continue
             if is_rest:
                 asked = chance.choice(_REST_WORDS)
             elif _TIME.search(answer):
-                asked = "什么时候"
+                asked = chance.choice(_WHEN if answer.endswith("年") else _WHEN[:1])
             else:
-                asked = _BY_TAG.get(tags[last - 1]) or chance.choice(_OTHERS)
+                asked = chance.choice(_BY_TAG.get(tags[last - 1], _OTHERS))
             is_turned = chance.random() < _TURNED
             text = behind + before + asked if is_turned else before + asked + behind
+            if topic not in clause[0]:
+                text = topic + text
             return text + "?", answer, passage.index(answer)
     return None
+
+
+def _topic(passage: str) -> str:
+    """The noun that a passage has most often, at least twice; nothing if none comes back."""
+    import rjieba
+
+    nouns = Counter(
+        word for word, tag in rjieba.tag(passage) if tag.startswith("n") and len(word) > 1
+    )
+    word, count = nouns.most_common(1)[0] if nouns else ("", 0)
+    return word if count > 1 else ""
 
 
 def _squad(made: Sequence[tuple[str, str, str, int]], start: int) -> dict[str, Any]:

@@ -14,7 +14,19 @@ from finetune.forms import FORMS
 from finetune.tasks import TASKS
 from pretraining import build_questions, passages
 
-WORDS = ("什么时候", "什么", "哪里", "哪个", "谁", "多少", "怎样", "如何")
+WORDS = (
+    "什么时候",
+    "哪一年",
+    "什么",
+    "哪里",
+    "哪个地方",
+    "哪个",
+    "谁",
+    "哪位",
+    "多少",
+    "怎样",
+    "如何",
+)
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +90,23 @@ def test_question_words_fit_their_answers():
         assert text[place : place + len(answer)] == answer and 2 <= len(answer) <= 30
         assert not set("，。") & set(answer)
         found.setdefault(answer, set()).add(next(word for word in WORDS if word in asked))
-    assert found["1200"] == {"多少"} and found["一九九八年"] == {"什么时候"}
-    assert found["南京市"] == {"哪里"} and found["王小明"] == {"谁"}
+    assert found["1200"] == {"多少"} and found["一九九八年"] == {"什么时候", "哪一年"}
+    assert found["南京市"] == {"哪里", "哪个地方"} and found["王小明"] == {"谁", "哪位"}
     assert found["来到了南京市工作和生活"] <= {"什么", "怎样", "如何"}
     assert build_questions.question("太短。", chance) is None
+
+
+def test_questions_name_what_the_passage_is_about():
+    """Half of those on the clauses that do not say it themselves; never one of another clause."""
+    chance = random.Random(0)
+    text = "长江流经十一个省市。两岸住着四亿多人口。长江全长六千三百公里。"
+    made = list(filter(None, (build_questions.question(text, chance) for _ in range(600))))
+    elsewhere = [asked for asked, _, place in made if 10 <= place < 20]
+    named = sum(asked.startswith("长江") for asked in elsewhere)
+    assert 0.4 * len(elsewhere) < named < 0.6 * len(elsewhere) and len(elsewhere) > 60
+    assert max(asked.count("长江") for asked, *_ in made) == 1
+    made = [build_questions.question(text[:20], chance) for _ in range(200)]  # 长江 once
+    assert not any(asked.startswith("长江") for asked, _, place in filter(None, made) if place > 9)
 
 
 def test_limits_drawn_for_each_passage(tmp_path):

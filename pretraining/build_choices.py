@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from pretraining.passages import CLAUSE, cut_passages, sample
 _CHOICES = 4
 _NEAR = 0.5  # of the wrong choices resemble the passage, which alone would not give them away
 _KEPT = 0.8  # of the words of a statement
+_DENIAL = re.compile("[不没无未非莫勿别否]")  # without it a statement says the contrary
 _WHICH = ("请选出与试题内容一致的一项。", "根据这段话，可以知道：", "下列哪一项是对的？")
 
 
@@ -61,18 +63,23 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         raise UserError(f"{output}: is there already; choose another --output or remove it")
     chance = random.Random(settings.seed)
     limits = settings.shortest_passage, settings.passage_length
-    # Some passages give no question.
-    passages = sample(cut_passages(settings.input, *limits, chance), settings.count * 2, chance)
+    # Some passages give no question, and some come twice.
+    passages = list(
+        dict.fromkeys(
+            sample(cut_passages(settings.input, *limits, chance), settings.count * 2, chance)
+        )
+    )
     half = settings.count // 2
-    made = {"d": phrases(passages, half, chance)}
-    asked = {document[0][0] for document in made["d"]}
-    rest = [passage for passage in passages if passage not in asked]
-    made["m"] = statements(rest, settings.count - half, chance)
+    made = {
+        "d": phrases(passages[::2], half, chance),
+        "m": statements(passages[1::2], settings.count - half, chance),
+    }
     held = {"d": settings.held_out // 2, "m": settings.held_out - settings.held_out // 2}
     for kind, documents in made.items():
         if len(documents) <= held[kind]:
             raise UserError(
-                f"{', '.join(settings.input)}: enough for {len(documents)} questions only"
+                f"{', '.join(settings.input)}: enough for {len(documents)} questions of "
+                f"{kind}-train and {kind}-dev only"
             )
     with atomic_directory(output) as folder:
         for kind, documents in made.items():
@@ -105,15 +112,18 @@ def phrases(passages: Sequence[str], count: int, chance: random.Random) -> list[
     documents = []
     for passage, asked, answer, near in found:
         wrong = _wrong(answer, [text for text in near if text not in asked], far, passage, chance)
-        documents.append(_document("phrase", len(documents), passage, asked, answer, wrong, chance))
+        if len(wrong) == _CHOICES - 1:
+            documents.append(
+                _document("phrase", len(documents), passage, asked, answer, wrong, chance)
+            )
     return documents
 
 
 def statements(passages: Sequence[str], count: int, chance: random.Random) -> list[list[Any]]:
     """Which statement agrees with the passage? At most `count` documents in the form of C3.
 
-    The right one is a clause without some of its words. Wrong ones are clauses of other passages,
-    and beginnings of clauses of this passage with the ends of others.
+    The right one is a clause without some of its words, but never without a 不 or 没. Wrong ones
+    are clauses of other passages, and beginnings of clauses of this passage with ends of others.
     """
     import rjieba  # it loads a dictionary of some megabytes
 
@@ -126,32 +136,40 @@ def statements(passages: Sequence[str], count: int, chance: random.Random) -> li
             told.append((passage, words))
         if len(told) == count:
             break
+    if len(told) < 2:
+        return []
     documents = []
-    for passage, clauses in told:
+    for number, (passage, clauses) in enumerate(told):
         right = _shortened(chance.choice(clauses), chance)
         far, near = [], []
         for _ in range(2 * _CHOICES):
-            other = chance.choice(chance.choice(told)[1])
+            elsewhere = (number + chance.randrange(1, len(told))) % len(told)
+            other = chance.choice(told[elsewhere][1])
             far.append(_shortened(other, chance))
             own = chance.choice(clauses)
-            near.append(_shortened([*own[: len(own) // 2], *other[len(other) // 2 :]], chance))
+            end = _shortened(other[len(other) // 2 :], chance)
+            if len(end) > 1 and end not in passage:
+                near.append(_shortened(own[: len(own) // 2], chance) + end)
         wrong = _wrong(right, near, far, passage, chance)
-        which = chance.choice(_WHICH)
-        documents.append(_document("state", len(documents), passage, which, right, wrong, chance))
+        if len(wrong) == _CHOICES - 1:
+            which = chance.choice(_WHICH)
+            documents.append(
+                _document("state", len(documents), passage, which, right, wrong, chance)
+            )
     return documents
 
 
 def _shortened(words: Sequence[str], chance: random.Random) -> str:
-    """Some of the words, one at least."""
-    kept = [word for word in words if chance.random() < _KEPT]
+    """Some of the words, one at least, and all that deny."""
+    kept = [word for word in words if _DENIAL.search(word) or chance.random() < _KEPT]
     return "".join(kept or words[:1])
 
 
 def _wrong(
     right: str, near: Sequence[str], far: Sequence[str], passage: str, chance: random.Random
 ) -> list[str]:
-    """Wrong choices, all different; the far ones do not stand in the passage. Fewer than three
-    where text is scarce."""
+    """Three wrong choices, all different; the far ones do not stand in the passage. Fewer where
+    text is scarce."""
     wrong: list[str] = []
     for _ in range(8 * _CHOICES):
         is_near = bool(near) and chance.random() < _NEAR

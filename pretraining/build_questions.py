@@ -26,7 +26,9 @@ from pretraining.passages import CLAUSE, cut_passages, sample
 
 _PHRASE = re.compile("[\u4e00-\u9fff0-9A-Za-z.%·]{2,10}")  # what can be an answer
 _REST = re.compile("[\u4e00-\u9fff0-9A-Za-z.%·《》“”、（）—-]{5,30}")  # so can the end of a clause
-_TIME = re.compile("[0-9〇一二三四五六七八九十]+(年|月|日|世纪)")
+_COMMA = re.compile(r"\d,\d")
+# 1998年, 三月五日: but no 三年, which lasts, and no 一年级.
+_TIME = re.compile("([0-9〇零一二三四五六七八九]{4}年|[0-9〇一二三四五六七八九十]+(月|日|世纪))$")
 # What people ask for ends in a noun, a number, a time or a place by the segmenter's tags, and does
 # not begin with a word that joins others (as 的, 和, 在).
 _LAST = ("n", "m", "q", "t", "s", "vn", "eng")
@@ -83,11 +85,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if output.exists():
         raise UserError(f"{output}: is there already; choose another --output or remove it")
     chance = random.Random(settings.seed)
-    # Some passages give no question.
-    passages = sample(
-        cut_passages(settings.input, shortest, longest, random.Random(settings.seed)),
-        settings.count * 2,
-        chance,
+    # Some passages give no question, and some come twice.
+    passages = dict.fromkeys(
+        sample(
+            cut_passages(settings.input, shortest, longest, random.Random(settings.seed)),
+            settings.count * 2,
+            chance,
+        )
     )
     made = []
     for passage in passages:
@@ -115,8 +119,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 def question(passage: str, chance: random.Random) -> tuple[str, str, int] | None:
     """A question about a passage, its answer, and the place of that.
 
-    The answer is one to three words, or all words of a clause behind its first, and stands in the
-    passage once.
+    The answer is one to three words, or all words of a clause from one behind its first on, and
+    stands in the passage once.
     """
     import rjieba  # it loads a dictionary of some megabytes
 
@@ -136,6 +140,12 @@ def question(passage: str, chance: random.Random) -> tuple[str, str, int] | None
             form = _REST if is_rest else _PHRASE
             if not form.fullmatch(answer) or passage.count(answer) != 1:
                 continue
+            place = passage.index(answer)
+            stop = place + len(answer)
+            if _COMMA.fullmatch(passage[place - 2 : place + 1]) or _COMMA.fullmatch(
+                passage[stop - 1 : stop + 2]
+            ):
+                continue  # half a number
             if tags[first].startswith(_JOINING):
                 continue
             if not is_rest and not tags[last - 1].startswith(_LAST):
@@ -154,7 +164,7 @@ def question(passage: str, chance: random.Random) -> tuple[str, str, int] | None
             text = behind + before + asked if is_turned else before + asked + behind
             if topic not in clause[0]:
                 text = topic + text
-            return text + "?", answer, passage.index(answer)
+            return text + "?", answer, place
     return None
 
 

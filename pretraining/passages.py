@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from pretraining.corpus import cut_pieces, read_documents
 
-CLAUSE = re.compile("[^。！？；，：,]+")
+CLAUSE = re.compile(r"(?:[^。！？；，：,]|(?<=\d),(?=\d))+")  # 1,200 is one number
 
 
 def cut_passages(

@@ -31,7 +31,6 @@ def test_the_task_reads_them(folder):
     text = "".join(SAMPLE.read_text(encoding="utf-8").split())
     examples = read_split(TASKS["c3"], folder, "train") + read_split(TASKS["c3"], folder, "dev")
     assert len(examples) == 30 == len({example.passage for example in examples})
-    strange = 0
     for example in examples:
         assert "".join(example.passage.split()) in text and 15 <= len(example.passage) <= 100
         assert len(set(example.choices)) == len(example.choices) == 4
@@ -39,23 +38,49 @@ def test_the_task_reads_them(folder):
         assert not Counter(right) - Counter(example.passage)
         wrong = [choice for choice in example.choices if choice != right]
         assert not any(right in choice or choice in right for choice in wrong)
-        strange += sum(choice not in example.passage for choice in wrong)
-    assert strange >= 45  # of 90: at least the half taken from other passages
-    assert min(Counter(example.label for example in examples).values()) >= 3
+    labels = Counter(example.label for example in examples)
+    assert min(labels[i] for i in range(4)) >= 3
 
 
 def test_phrases_answer_and_statements_agree(folder):
-    """Of the first kind the answer stands in the passage, once; a statement keeps the order of the
-    words of one clause."""
+    """Of the first kind the answer stands in the passage, once, and some wrong choices stand there
+    too, others do not; a statement keeps the order of the words of one clause, a wrong one of none.
+    """
+    near = far = 0
     for name in ("d-train", "d-dev", "m-train", "m-dev"):
         documents = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         for (passage,), (entry,), _ in documents:
             right = entry["answer"]
             if name.startswith("d"):
                 assert passage.count(right) == 1 and right not in entry["question"]
+                near += sum(choice in passage for choice in entry["choice"]) - 1
+                far += sum(choice not in passage for choice in entry["choice"])
             else:
-                clauses = map(iter, build_choices.CLAUSE.findall(passage))
-                assert any(all(letter in clause for letter in right) for clause in clauses)
+                for choice in entry["choice"]:
+                    clauses = map(iter, build_choices.CLAUSE.findall(passage))
+                    agrees = any(all(letter in clause for letter in choice) for clause in clauses)
+                    assert agrees == (choice == right)
+    assert near >= 10 and far >= 10  # of 45
+
+
+def test_a_statement_keeps_what_denies():
+    chance = random.Random(0)
+    told = {build_choices._shortened(["教室", "没有", "玻璃"], chance) for _ in range(200)}
+    assert told == {"教室没有玻璃", "教室没有", "没有玻璃", "没有"}
+
+
+def test_scarce_text_gives_fewer_questions_and_none_with_fewer_choices(tmp_path):
+    """Both kinds of question get their share of the passages."""
+    given = ["--input", str(SAMPLE), "--count", "80", "--held-out", "6"]
+    summary = build_choices.main([*given, "--output", str(tmp_path / "out")])
+    kinds = {}
+    for kind in "dm":
+        content = (tmp_path / "out" / f"{kind}-train.json").read_text(encoding="utf-8")
+        kinds[kind] = json.loads(content)
+        assert all(len(entry["choice"]) == 4 for _, (entry,), _ in kinds[kind])
+    assert min(map(len, kinds.values())) >= 10
+    assert summary["train"] == sum(map(len, kinds.values())) < 74
+    assert build_choices.statements(["春天来了之后花园里的花都开了。"], 5, chance=None) == []
 
 
 def test_the_same_seed_makes_the_same(folder, tmp_path):
@@ -87,7 +112,10 @@ def test_wrong_choices_are_near_and_far():
         (["--held-out", "29"], "--held-out must be at least 2, and at least 2 less than --count"),
         (["--passage-length", "25"], "--shortest-passage must lie between 20 and"),
         (["--input", "/nowhere"], "/nowhere: cannot read"),
-        (["--passage-length", "3000", "--shortest-passage", "3000"], "enough for 0 questions only"),
+        (
+            ["--passage-length", "3000", "--shortest-passage", "3000"],
+            "enough for 0 questions of d-train",
+        ),
     ],
 )
 def test_what_cannot_be_made(tmp_path, options, message):

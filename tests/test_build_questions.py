@@ -94,6 +94,13 @@ def test_question_words_fit_their_answers():
     assert found["南京市"] == {"哪里", "哪个地方"} and found["王小明"] == {"谁", "哪位"}
     assert found["来到了南京市工作和生活"] <= {"什么", "怎样", "如何"}
     assert build_questions.question("太短。", chance) is None
+    text = "他给一年级学生上课三十年之后在十月五日离开，全长1,200米的大桥也在昨天通车了。"
+    made = [build_questions.question(text, chance) for _ in range(800)]
+    for asked, answer, _ in filter(None, made):
+        assert "年" not in answer or not any(word in asked for word in ("什么时候", "哪一年"))
+        assert answer not in ("200", "1")  # 1,200 is not cut
+    asked = {answer: asked for asked, answer, _ in filter(None, made)}
+    assert "什么时候" in asked["十月五日"]
 
 
 def test_questions_name_what_the_passage_is_about():

@@ -63,8 +63,9 @@ def induction_params(params: Any, config: ModelConfig, key: jax.Array) -> Any:
     """Random parameters with induction heads set into the first two layers.
 
     Args:
-      params: of a pretraining model, as the original draws them; what has no part in it keeps
-        them.
+      params: of a pretraining model, as the original draws them. They stay but for the
+        embeddings, the attention of the first two layers, the kernels of values and outputs of
+        all layers (larger in models narrower than 768) and the transform of the masked words.
       config: of the model; two layers and eight heads at least.
       key: of the random projections.
 
@@ -93,7 +94,8 @@ def induction_params(params: Any, config: ModelConfig, key: jax.Array) -> Any:
                 split[name] = split[name].at[place].set(kernel)
         for name, array in split.items():
             flat[look(layer, name)] = array.reshape(width, width)
-    # What the layers copied is scored against the embeddings as it is.
+    # What the layers copied is scored against the embeddings nearly as it is; GELU weakens what
+    # is negative.
     flat["masked_lm/transform/kernel"] += jnp.eye(width)
     return merge.nest(flat)
 

@@ -85,13 +85,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if output.exists():
         raise UserError(f"{output}: is there already; choose another --output or remove it")
     chance = random.Random(settings.seed)
-    # Some passages give no question, and some come twice.
-    passages = dict.fromkeys(
-        sample(
-            cut_passages(settings.input, shortest, longest, random.Random(settings.seed)),
-            settings.count * 2,
-            chance,
-        )
+    # Some passages give no question.
+    passages = sample(
+        cut_passages(settings.input, shortest, longest, random.Random(settings.seed)),
+        settings.count * 2,
+        chance,
     )
     made = []
     for passage in passages:

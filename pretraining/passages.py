@@ -30,7 +30,8 @@ def cut_passages(
 
 
 def sample(passages: Iterator[str], count: int, chance: random.Random) -> list[str]:
-    """So many of them in random order, all equally likely; memory does not grow with the text."""
+    """So many of them in random order, all equally likely, those that come twice once; memory does
+    not grow with the text."""
     chosen: list[str] = []
     for number, passage in enumerate(passages):
         if number < count:
@@ -38,4 +39,4 @@ def sample(passages: Iterator[str], count: int, chance: random.Random) -> list[s
         elif (place := chance.randrange(number + 1)) < count:
             chosen[place] = passage
     chance.shuffle(chosen)
-    return chosen
+    return list(dict.fromkeys(chosen))

@@ -77,6 +77,7 @@ def test_all_passages_are_equally_likely():
         for passage in passages.sample(iter("abcde"), 2, chance):
             counts[passage] += 1
     assert all(abs(count - 800) < 80 for count in counts.values())
+    assert sorted(passages.sample(iter("abaab"), 5, chance)) == ["a", "b"]
 
 
 def test_question_words_fit_their_answers():

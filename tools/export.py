@@ -78,8 +78,10 @@ def _write(predictor: Predictor, kind: str, to: str, folder: Path) -> None:
     quantization = _needs("onnxruntime.quantization", "onnxruntime", ".[export]")
     # It advises preprocessing, of which nothing applies here: the shapes are known.
     logging.getLogger().addFilter(lambda record: "pre-processing" not in record.getMessage())
+    # Unsigned weights: signed ones overflow 16 bits in the products of a CPU without VNNI, so that
+    # the same file would be right on one machine and wrong on the next.
     quantization.quantize_dynamic(
-        graph, target, weight_type=quantization.QuantType.QInt8, per_channel=True
+        graph, target, weight_type=quantization.QuantType.QUInt8, per_channel=True
     )
 
 

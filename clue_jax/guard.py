@@ -60,7 +60,7 @@ class SkipWatch:
 
     def __init__(self):
         self._in_a_row = 0
-        self._before: dict[str, jax.Array] | None = None
+        self._newest: tuple[int, dict[str, jax.Array]] | None = None
 
     def see(self, step: int, sums: dict[str, jax.Array]) -> None:
         """Takes the sums of a step that was just started, and waits for the step before it.
@@ -72,11 +72,19 @@ class SkipWatch:
         Raises:
           UserError: if that was the last of `SKIPS_IN_A_ROW` that were left out.
         """
-        before, self._before = self._before, sums
-        if before is None:
+        self.finish()
+        self._newest = step, sums
+
+    def finish(self) -> None:
+        """Waits for the newest step that was seen, as after the last one of a run.
+
+        Raises:
+          UserError: as `see`.
+        """
+        if self._newest is None:
             return
-        skipped = np.atleast_1d(before["skipped"])
-        for number, is_skipped in enumerate(skipped, step - len(skipped)):
+        (step, sums), self._newest = self._newest, None
+        for number, is_skipped in enumerate(np.atleast_1d(sums["skipped"]), step):
             self._in_a_row = self._in_a_row + 1 if is_skipped else 0
             if self._in_a_row == SKIPS_IN_A_ROW:
                 raise UserError(

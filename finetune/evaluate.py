@@ -17,6 +17,7 @@ from clue_jax import losses
 from clue_jax.convert.loaded import LoadedModel
 from clue_jax.errors import UserError, run_command
 from clue_jax.files import atomic_file, json_text
+from clue_jax.model.layers import MASK_BIAS
 from clue_jax.sharding import check_batch_size, make_mesh, put_batch, state_shardings
 from clue_jax.train_state import compute_dtype
 from finetune.data import read_file
@@ -140,6 +141,22 @@ def together(logits: list[Any], kind: str) -> Logits:
     if FORMS[kind].per_token:
         return logits
     return np.stack(logits) if logits else np.zeros((0, 1), np.float32)
+
+
+def is_blind(logits: Logits, kind: str) -> bool:
+    """Whether a model answers the same whatever it reads, as one that training has undone does.
+
+    No output of such a model varies by more than 0.01 nats (standard deviation) over all units, and
+    over all positions where each has its own.
+    """
+    if kind == "choice":
+        outputs = np.reshape(logits, (-1, 1))
+    elif kind == "spans":
+        outputs = np.concatenate(logits, axis=1).T
+    else:
+        outputs = np.concatenate(logits) if kind == "tags" else np.asarray(logits)
+    deviations = [x[x > MASK_BIAS / 2].std() for x in outputs.T]  # what is masked is no output
+    return len(outputs) > 1 and max(deviations) < 0.01
 
 
 def eval_batch_size(batch_size: int, mesh: jax.sharding.Mesh) -> int:

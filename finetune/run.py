@@ -34,6 +34,12 @@ from finetune.settings import Settings, claim
 from finetune.step import means
 
 
+BLIND = (
+    "step %d: the model answers the same whatever it reads; if that stays, the training has undone "
+    "it: lower --learning-rate, or lengthen the warm-up"
+)
+
+
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Runs the command line; prints and returns the result."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -97,6 +103,8 @@ def run(settings: Settings) -> dict[str, Any]:
                 step = call.stop
                 log.advance(step)
                 is_last = step == steps
+                if is_last:
+                    watch.finish()
                 if is_due(call, settings.log_every) or is_last:
                     seconds = time.monotonic() - interval
                     numbers = means(jax.device_get(pending), task)
@@ -112,6 +120,8 @@ def run(settings: Settings) -> dict[str, Any]:
                     )  # fmt: skip
                     entry = {"step": step, "loss": loss}
                     entry |= FORMS[task.kind].scores(task, job.dev, logits)
+                    if evaluation.is_blind(logits, task.kind):
+                        logging.warning(BLIND, step)
                     if best(history, task) is None or better(entry, best(history, task), task):
                         params = jax.device_get(state.params)
                         save_best(output, params, job)

@@ -113,6 +113,8 @@ def run(settings: Settings) -> dict[str, Any]:
                 interval.add(sums)
                 log.advance(step)
                 is_last = step == steps
+                if is_last:
+                    watch.finish()
                 if settings.profile and is_first and call == PROFILED.stop:
                     jax.profiler.stop_trace()
                 if step % settings.log_every == 0 or is_last:

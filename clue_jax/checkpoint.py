@@ -7,10 +7,12 @@ Its metadata holds a checksum of every array, which is compared before the array
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import logging
 import math
 import os
+import re
 import zlib
 from typing import Any
 
@@ -26,7 +28,17 @@ from clue_jax.optim import map_paths
 from clue_jax.train_state import TrainState
 
 _SAVE_ERRORS = (OSError, ValueError, RuntimeError)  # a full disk shows in all of them
+# Errors of reading that say nothing of what is read.
+_OF_THE_MACHINE = (
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.ESTALE,
+    errno.ETIMEDOUT, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH,
+)  # fmt: skip
+_MACHINE_SAYS = re.compile(
+    "RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|"
+    "[Oo]ut of memory|Cannot allocate memory|Too many open files|Permission denied|Stale file"
+)
 _log = logging.getLogger(__name__)
+_ASIDE = "damaged-"  # before the step of a checkpoint that is not what was saved
 _ODD = 2654435761  # Near 2**32 / golden ratio: weights of neighbours differ in all bits.
 
 
@@ -123,27 +135,32 @@ class Checkpoints:
           The state, or None if there is no checkpoint at all.
 
         Raises:
-          UserError: if there are some, and all are damaged; if the arrays have other shapes.
+          UserError: if there are some, and all are damaged, or were found to be by an earlier run;
+            if the arrays have other shapes; if they cannot be read for a reason that says nothing
+            of them, such as too little memory.
         """
         wanted = {"params": like.params, "opt_state": like.opt_state}
-        damaged = []
+        is_damaged = False
         while self.latest_step is not None:
             step = self.latest_step
             try:
                 items = _read(self._checkpointer, step, wanted)
             except _Damaged as error:
-                damaged.append(step)
+                is_damaged = True
                 _log.warning("%s", error)
                 self._put_aside(step)
                 continue
-            if damaged:
+            if is_damaged:
                 _log.warning("%s: going on from step %d", self._checkpointer.directory, step)
             number = jax.device_put(jnp.int32(step), like.step.sharding)
             return dataclasses.replace(like, step=number, **items)
-        if damaged:
+        directory = epath.Path(self._checkpointer.directory)
+        aside = [path.name.removeprefix(_ASIDE) for path in directory.glob(f"{_ASIDE}*")]
+        if aside:  # by this run, or one before: none starts anew by itself
             raise UserError(
-                f"{self._checkpointer.directory}: all checkpoints are damaged (steps "
-                f"{', '.join(map(str, damaged))}); remove the folder to start anew"
+                f"{directory}: all checkpoints are damaged (steps "
+                f"{', '.join(sorted(aside, key=int, reverse=True))}); remove the folder to start "
+                "anew"
             )
         return None
 
@@ -152,7 +169,7 @@ class Checkpoints:
         directory = epath.Path(self._checkpointer.directory)
         self._checkpointer.close()
         if distributed.is_first():
-            aside = directory / f"damaged-{step}"
+            aside = directory / f"{_ASIDE}{step}"
             if aside.exists():
                 aside.rmtree()
             (directory / str(step)).rename(aside)
@@ -173,13 +190,13 @@ def _read(checkpointer: ocp.training.Checkpointer, step: int, like: Any) -> Any:
 
     Raises:
       _Damaged: if they cannot be read, or are not what was saved.
-      UserError: if they have other shapes.
+      UserError: if they have other shapes, or the machine is what keeps them from being read.
     """
     place = epath.Path(checkpointer.directory) / str(step)
     try:
         known = checkpointer.checkpointables_metadata(step).custom_metadata
     except Exception as error:  # damage shows in many types of error
-        raise _Damaged(f"{place}: cannot be read ({_reason(error)})") from error
+        raise _unreadable(place, error) from error
     if known is None:
         raise _Damaged(f"{place}: damaged; its metadata cannot be read")
     recorded, wanted = known.get("shapes"), _shapes(like)
@@ -196,13 +213,26 @@ def _read(checkpointer: ocp.training.Checkpointer, step: int, like: Any) -> Any:
     try:
         items = checkpointer.load_checkpointables(step, like)
     except Exception as error:
-        raise _Damaged(f"{place}: cannot be read ({_reason(error)})") from error
+        raise _unreadable(place, error) from error
     expected = known.get("checksums")
     if expected is not None:  # checkpoints of before there were any have none
         for path, value in checksums(items).items():
             if expected.get(path) != value:
                 raise _Damaged(f"{place}: damaged; {path} is not what was saved")
     return items
+
+
+def _unreadable(place: epath.Path, error: BaseException) -> UserError:
+    """What to raise for an error in reading a checkpoint, which may be whole all the same."""
+    said = f"{place}: cannot be read ({_reason(error)})"
+    link: BaseException | None = error
+    while link is not None:
+        is_memory = isinstance(link, MemoryError)
+        is_system = isinstance(link, OSError) and link.errno in _OF_THE_MACHINE
+        if is_memory or is_system or _MACHINE_SAYS.search(str(link)):
+            return UserError(f"{said}; nothing was changed, the same command tries again")
+        link = link.__cause__ or link.__context__
+    return _Damaged(said)
 
 
 def _reason(error: BaseException) -> str:
@@ -260,12 +290,16 @@ def _checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return jax.tree.map(one, arrays)
 
 
-def load_params(directory: str | os.PathLike, step: int | None = None) -> tuple[Any, int]:
+def load_params(
+    directory: str | os.PathLike, step: int | None = None, average: bool = False
+) -> tuple[Any, int]:
     """Reads the parameters alone out of a run's checkpoints; nothing is changed there.
 
     Args:
       directory: of the checkpoints.
       step: which; None for the newest.
+      average: read the moving average of them instead, which a run with --ema-decay keeps; see
+        `clue_jax.optim.with_average`.
 
     Returns:
       The nested dict of numpy arrays, and its step.
@@ -273,6 +307,7 @@ def load_params(directory: str | os.PathLike, step: int | None = None) -> tuple[
     Raises:
       UserError: if there is none, or it is damaged.
     """
+    item = "opt_state" if average else "params"
     directory = epath.Path(directory).resolve()
     if not directory.is_dir():
         raise UserError(f"{directory}: no such folder")
@@ -282,7 +317,7 @@ def load_params(directory: str | os.PathLike, step: int | None = None) -> tuple[
                 raise UserError(f"{directory}: holds no complete checkpoint")
             step = checkpointer.latest.step
         try:
-            metadata = checkpointer.checkpointables_metadata(step).metadata["params"]
+            metadata = checkpointer.checkpointables_metadata(step).metadata[item]
             device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
             like = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), metadata
@@ -291,5 +326,6 @@ def load_params(directory: str | os.PathLike, step: int | None = None) -> tuple[
             raise UserError(
                 f"{directory / str(step)}: cannot be read ({_reason(error)})"
             ) from error
-        items = _read(checkpointer, step, {"params": like})
-    return jax.tree.map(np.asarray, items["params"]), step
+        found = _read(checkpointer, step, {item: like})[item]
+    params = found[-1]["average"] if average else found  # it stands behind the optimiser's own
+    return jax.tree.map(np.asarray, params), step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import gc
 import logging
 import shutil
@@ -176,5 +177,31 @@ def test_a_run_never_starts_anew_by_itself(finished, shards, micro_model, tmp_pa
     shutil.copytree(finished, output)
     for step in (2, 4, 6):
         shutil.rmtree(output / "checkpoints" / str(step) / "params")
-    with pytest.raises(UserError, match=r"all checkpoints are damaged \(steps 6, 4, 2\); remove"):
-        run.main(arguments(shards, output, micro_model, eval_every=3))
+    for _ in range(2):  # nor when it is started once more
+        message = r"all checkpoints are damaged \(steps 6, 4, 2\); remove"
+        with pytest.raises(UserError, match=message):
+            run.main(arguments(shards, output, micro_model, eval_every=3))
+    assert [line["step"] for line in metrics(output)] == [2, 4, 6]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("no memory"),
+        OSError(errno.EMFILE, "Too many open files"),
+        ValueError("RESOURCE_EXHAUSTED: Out of memory allocating 4096 bytes."),
+    ],
+)
+def test_what_the_machine_lacks_is_no_damage(tmp_path, monkeypatch, error):
+    """A checkpoint that cannot be read now keeps its name, and is read the next time."""
+    state = saved(tmp_path)
+
+    def refuse(*_):
+        raise RuntimeError("loading failed") from error
+
+    with Checkpoints(tmp_path) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(checkpoints._checkpointer), "load_checkpointables", refuse)
+            with pytest.raises(UserError, match=r"4: cannot be read .* nothing was changed"):
+                checkpoints.restore(abstract(state))
+        assert same(checkpoints.restore(abstract(state)), state)

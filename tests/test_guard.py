@@ -118,8 +118,9 @@ def test_a_run_that_comes_apart_in_its_only_call_stops_too(shards, micro_model, 
     output = tmp_path / "out"
     with pytest.raises(UserError, match="the gradient was not finite in steps"):
         run.main(
-            arguments(shards, output, micro_model, steps=16, learning_rate=1e35, save_every=16,
-                      steps_per_call=16, warmup_steps=0, weight_decay=0, mesh="data=1")
+            arguments(shards, output, micro_model, steps=16, steps_per_call=16, save_every=16,
+                      log_every=16, learning_rate=1e35, warmup_steps=0, weight_decay=0,
+                      mesh="data=1")
         )  # fmt: skip
     assert not (output / "model").exists()
     assert not list((output / "checkpoints").glob("[0-9]*"))

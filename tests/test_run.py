@@ -18,7 +18,7 @@ from conftest import ROOT, arguments, build, metrics
 
 from clue_jax import sharding
 from clue_jax.checkpoint import load_params
-from clue_jax.convert import merge, model_dir, tf_bert, tf_bundle
+from clue_jax.convert import merge, model_dir, source, tf_bert, tf_bundle
 from clue_jax.convert.names import PRETRAINING_HEADS, head_of, rows
 from clue_jax.errors import UserError
 from clue_jax.files import read_json
@@ -315,3 +315,7 @@ def test_the_average_is_exported(shards, micro_model, tmp_path):
     assert np.abs(exported[kernel] - params[kernel]).max() > 1e-5
     for path, array in exported.items():
         np.testing.assert_allclose(array, average[path], rtol=1e-6, atol=1e-7, err_msg=path)
+    shutil.rmtree(tmp_path / "out" / "model")
+    converted = source.load(tmp_path / "out", form="checkpoint")
+    for path, array in merge.flatten(converted.params).items():
+        np.testing.assert_array_equal(array, exported[path], err_msg=path)

@@ -20,7 +20,7 @@ from clue_jax.convert.loaded import INFO_FILE, LoadedModel, Source, assemble, re
 from clue_jax.convert.merge import to_named_tensors
 from clue_jax.convert.weights import WEIGHTS, find_weights, read_weights
 from clue_jax.errors import UserError
-from clue_jax.files import read_text
+from clue_jax.files import read_object, read_text
 from clue_jax.text import load_tokenizer
 
 Form = Literal["tf", "model", "checkpoint"]
@@ -221,7 +221,9 @@ def _read_run(
     vocab_file = vocab_file or (beside if beside.exists() else None)
     info = read_info(run / INFO_FILE) if (run / INFO_FILE).exists() else {}
     lower_case = lower_case and info.get("lower_case", True)
-    params, step = load_params(checkpoints, step)
+    settings = read_object(run / "settings.json") if (run / "settings.json").exists() else {}
+    is_average = bool(settings.get("ema_decay"))  # as what the run evaluates and exports
+    params, step = load_params(checkpoints, step, is_average)
     return Source(
         path=str(checkpoints / str(step)),
         form="hf",
@@ -230,5 +232,5 @@ def _read_run(
         config_file=str(config_file),
         tokenizer=load_tokenizer(vocab_file, lower_case) if vocab_file else None,
         info=info,
-        notes=[f"training checkpoint of step {step}"],
+        notes=[f"training checkpoint of step {step}" + ", moving average" * is_average],
     )

@@ -28,6 +28,9 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A binary file to write that appears under `path` only when the block ends well.
 
     The bytes go to a neighbour named after this process; it is removed if the block raises.
+
+    Raises:
+      Interrupted: if the disk or the store refuses.
     """
     path = epath.Path(path)
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
@@ -37,7 +40,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
             yield file
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot write ({error.strerror or error})") from error
+        raise Interrupted(f"{path}: cannot write ({error.strerror or error})") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -139,6 +142,7 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
 
     A directory already there is replaced as a whole, so a reader never sees a mix of two writes.
     """
+    check_local(path)
     path = Path(os.path.realpath(path))  # behind a link, the folder is replaced and not the link
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file, expected a folder")
@@ -159,6 +163,19 @@ def is_remote(path: str | os.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+def check_local(path: str | os.PathLike) -> None:
+    """Refuses an address in an object store for a folder that cannot lie there.
+
+    Raises:
+      UserError: which names it.
+    """
+    if is_remote(path):
+        raise UserError(
+            f"{path}: this folder must be a local or a shared one; mount the bucket (gcsfuse does "
+            "it), or copy the folder there afterwards"
+        )
+
+
 @contextlib.contextmanager
 def resumable_directory(path: str | os.PathLike, key: str) -> Iterator[epath.Path]:
     """As `atomic_directory`, but what a writer that was killed has done is there for the next.
@@ -174,6 +191,7 @@ def resumable_directory(path: str | os.PathLike, key: str) -> Iterator[epath.Pat
     Raises:
       UserError: if another process of this machine is writing there. With one raised in the block,
         which is not `Interrupted`, nothing is left.
+      Interrupted: for an error of the disk or the store; what is done is kept.
     """
     if is_remote(path):
         with _resumable_remote(epath.Path(path), key) as folder:
@@ -196,15 +214,22 @@ def resumable_directory(path: str | os.PathLike, key: str) -> Iterator[epath.Pat
                 yield epath.Path(unfinished)
                 name.unlink()
                 _swap_in(unfinished, path)
-            except (KeyboardInterrupt, Interrupted):
-                raise
-            except BaseException:
+            except BaseException as error:
+                if _is_kept(error):
+                    raise
                 shutil.rmtree(unfinished, ignore_errors=True)
                 raise
             finally:  # last, so that no other writer comes in before the folder has its name
                 Path(lock.name).unlink()
     except OSError as error:
-        raise UserError(f"{path}: cannot write ({error.strerror or error})") from error
+        raise Interrupted(f"{path}: cannot write ({error.strerror or error})") from error
+
+
+def _is_kept(error: BaseException) -> bool:
+    """Whether what was done before an error is of use to the next writer. A file that is missing
+    means that it is not as it should be."""
+    kept = isinstance(error, KeyboardInterrupt | Interrupted | OSError)
+    return kept and not isinstance(error, FileNotFoundError)
 
 
 @contextlib.contextmanager
@@ -214,10 +239,9 @@ def _resumable_remote(path: epath.Path, key: str) -> Iterator[epath.Path]:
     try:
         yield path
         name.unlink()
-    except (KeyboardInterrupt, Interrupted):
-        raise
-    except BaseException:
-        path.rmtree(missing_ok=True)
+    except BaseException as error:
+        if not _is_kept(error):
+            path.rmtree(missing_ok=True)
         raise
 
 

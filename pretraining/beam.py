@@ -44,5 +44,7 @@ def run_task(task: Task) -> None:
     runner would try again, and bury it."""
     try:
         task.run()
+    except Interrupted:  # of a disk or a store: what a runner tries again for
+        raise
     except UserError as error:
         write_json(task.result, str(error))

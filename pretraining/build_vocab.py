@@ -9,10 +9,10 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+from etils import epath
 
 from clue_jax.errors import UserError, run_command
 from clue_jax.files import atomic_file, read_text, write_text
@@ -80,7 +80,7 @@ def build(settings: Settings) -> dict[str, Any]:
     else:
         if settings.size <= len(FIRST):
             raise UserError(f"--size {settings.size} must exceed the {len(FIRST)} special places")
-        model = Path(settings.output).parent / MODEL_FILE
+        model = epath.Path(settings.output).parent / MODEL_FILE
         if settings.algorithm == "wordpiece" and model.exists():
             raise UserError(f"{model}: belongs to another vocabulary; choose another folder")
         make = _wordpiece if settings.algorithm == "wordpiece" else _sentencepiece
@@ -196,7 +196,7 @@ def _sentencepiece(settings: Settings) -> list[str]:
     except RuntimeError as error:
         raise UserError(f"sentencepiece cannot train on this text: {error}") from error
     processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    with atomic_file(Path(settings.output).parent / MODEL_FILE) as file:
+    with atomic_file(epath.Path(settings.output).parent / MODEL_FILE) as file:
         file.write(model.getvalue())
     return [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
 

@@ -17,7 +17,7 @@ from etils import epath
 
 from clue_jax import __version__
 from clue_jax.errors import UserError, run_command
-from clue_jax.files import KEY, is_remote, resumable_directory, write_json
+from clue_jax.files import KEY, is_remote, read_object, resumable_directory, write_json
 from clue_jax.text.normalize import normalizer
 from pretraining.cleaning import (
     SKETCH,
@@ -100,39 +100,53 @@ def clean(settings: Settings, options: Sequence[str] = ()) -> dict[str, Any]:
     about = {name: value for name, value in about.items() if name not in _UNSAID}
     key = json.dumps([about, stamps(settings.input), len(pieces), __version__])
     _check_output(epath.Path(settings.output))
-    totals: Counter[str] = Counter()
-    dropped: Counter[str] = Counter()
     with resumable_directory(settings.output, key) as folder:
-        # ---- Each piece on its own: rules, and a fingerprint of what they leave ------------------
         paths = [folder / f"clean-{i:05d}-of-{len(pieces):05d}" for i in range(len(pieces))]
-        jobs = [(settings, limits, *both) for both in zip(pieces, paths, strict=True)]
-        for counts in map_pieces(_clean_piece, jobs, folder, pieces, engine, "cleaning"):
-            dropped.update(counts)
-
-        # ---- All together: what was there before; then each piece is written without it ----------
-        fresh = _first_ones(settings, paths)
-        jobs = [(limits, *both) for both in zip(paths, fresh, strict=True)]
-        for kept, repeats in map_pieces(_write_piece, jobs, folder, pieces, engine, "writing"):
-            totals.update(kept)
-            dropped.update(repeats)
+        if not (folder / REPORT).exists():  # else all is written, and a clearing up was cut
+            counts = _write_clean(settings, limits, pieces, paths, engine, folder)
+            write_json(folder / REPORT, counts | {"settings": about})
+        report = read_object(folder / REPORT)
         for path in paths:
             for suffix in (_KEPT, _PRINTS):
-                path.with_suffix(suffix).unlink()
-        (folder / DONE).rmtree()
-        if not totals["documents"]:
-            reasons = ", ".join(f"{name} {count}" for name, count in dropped.most_common())
-            raise UserError(f"{', '.join(settings.input)}: nothing is left (lines: {reasons})")
-        seconds = time.monotonic() - started
-        size = sum(piece.stop - piece.start for piece in pieces)
-        names = ("documents", "lines", "sentences", "characters")
-        report = {name: totals[name] for name in names} | {
-            "dropped": dict(sorted(dropped.items())),
-            "seconds": round(seconds, 2),
-            "megabytes_per_second": round(size / 1e6 / seconds, 2),
-        }
-        same = {name: report[name] for name in (*names, "dropped")}
-        write_json(folder / REPORT, same | {"settings": about})
-    return report | {"output": settings.output}
+                path.with_suffix(suffix).unlink(missing_ok=True)
+        (folder / DONE).rmtree(missing_ok=True)
+    del report["settings"]
+    seconds = time.monotonic() - started
+    size = sum(piece.stop - piece.start for piece in pieces)
+    return report | {
+        "seconds": round(seconds, 2),
+        "megabytes_per_second": round(size / 1e6 / seconds, 2),
+        "output": settings.output,
+    }
+
+
+def _write_clean(
+    settings: Settings,
+    limits: Limits,
+    pieces: list[Piece],
+    paths: list[epath.Path],
+    engine: Engine,
+    folder: epath.Path,
+) -> dict[str, Any]:
+    """Writes the clean text of all pieces; returns what it holds and what was dropped."""
+    totals: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
+    # ---- Each piece on its own: rules, and a fingerprint of what they leave ----------------------
+    jobs = [(settings, limits, *both) for both in zip(pieces, paths, strict=True)]
+    for counts in map_pieces(_clean_piece, jobs, folder, pieces, engine, "cleaning"):
+        dropped.update(counts)
+
+    # ---- All together: what was there before; then each piece is written without it --------------
+    fresh = _first_ones(settings, paths)
+    jobs = [(limits, *both) for both in zip(paths, fresh, strict=True)]
+    for kept, repeats in map_pieces(_write_piece, jobs, folder, pieces, engine, "writing"):
+        totals.update(kept)
+        dropped.update(repeats)
+    if not totals["documents"]:
+        reasons = ", ".join(f"{name} {count}" for name, count in dropped.most_common())
+        raise UserError(f"{', '.join(settings.input)}: nothing is left (lines: {reasons})")
+    names = ("documents", "lines", "sentences", "characters")
+    return {name: totals[name] for name in names} | {"dropped": dict(sorted(dropped.items()))}
 
 
 def _check(settings: Settings) -> Limits:

@@ -60,7 +60,7 @@ def clean_line(line: str) -> str:
 
 def fault_of(line: str, limits: Limits) -> str | None:
     """Why a cleaned line is dropped: "short", "foreign" or a rule's name; None if it is not."""
-    if len(line) < limits.line_characters:
+    if not line or len(line) < limits.line_characters:
         return "short"
     letters = len(line) - line.count(" ")
     is_foreign = len(_CHINESE.findall(line)) < limits.chinese_share * letters

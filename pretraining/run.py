@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from clue_jax.convert.loaded import LoadedModel
 from clue_jax.convert.target import write
 from clue_jax.errors import UserError, run_command
 from clue_jax.guard import SkipWatch, leave, terminable
-from clue_jax.runlog import RunLog
+from clue_jax.runlog import RunLog, show_warnings
 from clue_jax.train_state import TrainState, abstract, new_state
 from pretraining.evaluate import evaluate
 from pretraining.examples import Examples
@@ -36,7 +35,7 @@ PROFILED = range(3, 8)  # Calls after the start that --profile shows; the first 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Runs the command line; prints and returns the summary."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    show_warnings()
     settings = tyro.cli(Settings, args=argv)
     distributed.start(settings.coordinator, settings.process_id, settings.processes)
     keep_compiled()

@@ -17,7 +17,7 @@ from clue_jax.config import ModelConfig
 from clue_jax.convert import merge
 from clue_jax.convert.loaded import FORMAT, INFO_FILE, LoadedModel
 from clue_jax.errors import UserError
-from clue_jax.files import read_json, write_json
+from clue_jax.files import check_local, read_json, write_json
 from clue_jax.text import copy_vocabulary, vocabulary_digest
 from clue_jax.train_state import compute_dtype
 from pretraining.examples import Examples
@@ -136,6 +136,7 @@ def check(settings: Settings) -> None:
     Raises:
       UserError: naming the option.
     """
+    check_local(settings.output)
     for name in ("steps", "batch_size", "save_every", "log_every", "accumulate", "steps_per_call"):
         value = getattr(settings, name)
         if value is not None and value < 1:

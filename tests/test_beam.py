@@ -12,8 +12,11 @@ import pytest
 from conftest import ROOT, SAMPLE
 from test_resumable import contents
 
-from clue_jax.errors import UserError
+from clue_jax.errors import Interrupted, UserError
+from clue_jax.files import read_json, write_text
 from pretraining import build_shards, clean_text, pieces
+from pretraining.beam import run_task
+from pretraining.pieces import Task
 
 PROCESSES = ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]
 
@@ -88,6 +91,23 @@ def test_a_fault_in_the_text_is_one_line(texts, vocab_file, tmp_path):
         f"error: {bad}, line 2: not UTF-8 text; convert the file first"
     )
     assert {path.name for path in tmp_path.iterdir()} == {"bad.txt"}
+
+
+def test_an_error_of_the_disk_is_no_fault_of_the_text(tmp_path):
+    """A runner tries again; a fault of the text would come again, and is kept as the result."""
+
+    def full(job):
+        write_text(tmp_path / "file" / "under", "a file is no folder")
+
+    def bad(job):
+        raise UserError("line 2: not UTF-8 text")
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Interrupted):
+        run_task(Task(full, None, str(tmp_path / "a.json")))
+    run_task(Task(bad, None, str(tmp_path / "b.json")))
+    assert read_json(tmp_path / "b.json") == "line 2: not UTF-8 text"
+    assert not (tmp_path / "a.json").exists()
 
 
 def test_a_pipeline_that_failed_goes_on(texts, vocab_file, tmp_path):

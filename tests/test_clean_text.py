@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 
 from clue_jax.errors import UserError
 from clue_jax.files import KEY
@@ -81,6 +82,51 @@ def test_repeats_are_dropped(tmp_path):
     kept, dropped = run("near")
     assert kept == [first, second, half[:6]]
     assert dropped == {"near repeat": 1, "repeat": 12 + 11 + 6}
+
+
+@pytest.mark.parametrize("dedup", ["exact", "near"])
+def test_lines_of_nothing_are_no_lines(tmp_path, dedup):
+    """With no least length either; what is left of them would be a blank line."""
+    a, b, c = article(1)[:4], article(2)[:4], article(3)[:4]
+    path = write(tmp_path / "raw.txt", [[*a, "\u200b", *b], [*a, *c], [*b, *c]])
+    output = tmp_path / "out"
+    summary = clean_text.main(
+        ["--input", str(path), "--output", str(output), "--dedup", dedup, "--workers", "1"]
+        + ["--line-characters", "0"]
+    )
+    assert read(output) == [[*a, *b], c]
+    assert summary["dropped"]["short"] == 1
+
+
+@pytest.mark.parametrize("dedup", ["none", "exact"])
+def test_a_clearing_up_that_was_cut_goes_on(tmp_path, monkeypatch, dedup):
+    """After any of its steps; nothing is cleaned anew."""
+    monkeypatch.setattr(clean_text, "cut_pieces", functools.partial(cut_pieces, size=4000))
+    path = write(tmp_path / "raw.txt", [article(seed % 40) for seed in range(60)])
+    given = ["--input", str(path), "--dedup", dedup, "--workers", "1", "--output"]
+    whole = clean_text.main([*given, str(tmp_path / "whole")])
+    for steps in (0, 1, 3):
+        output, left = tmp_path / str(steps), [steps]
+
+        def cut(self, missing_ok=False, left=left):
+            if self.suffix in (".kept", ".npz"):
+                if not left[0]:
+                    raise KeyboardInterrupt
+                left[0] -= 1
+            Path.unlink(self, missing_ok)
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(type(epath.Path(tmp_path)), "unlink", cut)
+            clean_text.main([*given, str(output)])
+        with monkeypatch.context() as patch:
+            patch.setattr(clean_text, "_clean_piece", None)
+            again = clean_text.main([*given, str(output)])
+        same = ("documents", "lines", "characters", "dropped")
+        assert all(again[name] == whole[name] for name in same)
+        names = [
+            sorted(p.name for p in folder.iterdir()) for folder in (tmp_path / "whole", output)
+        ]
+        assert names[0] == names[1] and read(output) == read(tmp_path / "whole")
 
 
 def test_sketches_tell_what_is_shared():

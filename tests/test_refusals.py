@@ -15,8 +15,10 @@ from clue_jax import sharding
 from clue_jax.checkpoint import Checkpoints
 from clue_jax.convert import model_dir
 from clue_jax.errors import UserError
+from finetune import clue, sweep
+from finetune import run as finetune_run
 from pretraining import build_shards, build_vocab, evaluate, run
-from tools import predict
+from tools import convert, export, predict
 
 
 def refused(command, arguments_, message, nothing_at=None):
@@ -144,6 +146,23 @@ def test_folders_of_something_else_are_left_alone(tmp_path, vocab_file, shards, 
     assert (tmp_path / "model" / "notes.txt").read_text() == "mine"
     with pytest.raises(UserError, match=r"notes.txt: is a file, expected a folder"):
         build(vocab_file, tmp_path / "model" / "notes.txt")
+
+
+def test_no_folder_of_a_run_lies_in_a_store(shards, micro_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    address = "gs://bucket/run"
+    tuning = ["--model", str(micro_model), "--output", address]
+    for main, given in (
+        (run.main, arguments(shards, address, micro_model)),
+        (finetune_run.main, ["--task", "afqmc", *tuning]),
+        (sweep.main, ["--task", "afqmc", *tuning]),
+        (clue.main, ["--tasks", "all", *tuning]),
+        (convert.main, [str(micro_model), address, "--to", "tf"]),
+        (export.main, [*tuning, "--to", "stablehlo", "--task", "fill-mask"]),
+    ):
+        with pytest.raises(UserError, match="gs://bucket/run: this folder must be a local or"):
+            main(given)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

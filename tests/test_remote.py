@@ -97,6 +97,24 @@ def test_from_text_to_a_model(store, vocab_file, micro_model, tmp_path, monkeypa
     assert "error: s3://bucket/nothing: holds no manifest.json" in done.stderr
 
 
+def test_a_sentencepiece_vocabulary(store, tmp_path):
+    """Its model lies beside it, and is what the shards are made with."""
+    make = ["--algorithm", "sentencepiece", "--input", str(SAMPLE), "--size", "900", "--output"]
+    for output in ("s3://bucket/pieces/vocab.txt", str(tmp_path / "vocab.txt")):
+        done = command("pretraining.build_vocab", *make, output)
+        assert done.returncode == 0, done.stderr
+    names = ["bucket/pieces/tokenizer.model", "bucket/pieces/vocab.txt"]
+    assert sorted(store.ls("bucket/pieces", detail=False)) == names
+    made = []
+    for number, vocab in enumerate(("s3://bucket/pieces/vocab.txt", str(tmp_path / "vocab.txt"))):
+        given = ["--input", str(SAMPLE), "--vocab", vocab, "--seq-len", "32", "--workers", "1"]
+        folder = tmp_path / f"shards{number}"
+        done = command("pretraining.build_shards", *given, "--output", str(folder))
+        assert done.returncode == 0, done.stderr
+        made.append(contents(folder))
+    assert made[0] == made[1] and "tokenizer.model" in made[0]
+
+
 def test_a_build_that_failed_leaves_nothing(store, vocab_file, tmp_path):
     bad = tmp_path / "bad.txt"
     bad.write_bytes("好的。\n".encode() + b"\xff\xfe\n")

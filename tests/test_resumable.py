@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import pytest
 from conftest import ROOT, SAMPLE
 
 from clue_jax.errors import Interrupted, UserError
-from clue_jax.files import resumable_directory
+from clue_jax.files import resumable_directory, write_text
 from pretraining import build_shards
 
 # A build whose worker waits before each piece, so that there is time to kill it.
@@ -133,6 +134,26 @@ def test_what_is_left_of_other_settings_is_not_used(tmp_path):
         raise UserError("bad text")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert [path.name for path in folder.iterdir()] == ["b"]
+
+
+def test_an_error_of_the_disk_loses_nothing(tmp_path):
+    """But a file that is missing says that what is there cannot be used."""
+    folder = tmp_path / "out"
+    for error in (OSError(errno.ENOSPC, "No space left"), PermissionError(errno.EACCES, "no")):
+        with pytest.raises(Interrupted), resumable_directory(folder, "one") as unfinished:
+            (unfinished / "a").write_text("a")
+            raise error
+        with (
+            pytest.raises(Interrupted, match="a/b: cannot write"),
+            resumable_directory(folder, "one") as unfinished,
+        ):
+            assert (unfinished / "a").exists()
+            (unfinished / "b").mkdir(exist_ok=True)
+            write_text(unfinished / "a" / "b", "a file is no folder")
+    with pytest.raises(UserError), resumable_directory(folder, "one") as unfinished:
+        assert (unfinished / "a").exists()
+        (unfinished / "gone").read_bytes()
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_builds_of_one_folder(tmp_path):

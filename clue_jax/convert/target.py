@@ -12,6 +12,7 @@ from clue_jax.convert import model_dir, tf_bert
 from clue_jax.convert.loaded import INFO_FILE, LoadedModel, describe
 from clue_jax.convert.weights import WEIGHTS
 from clue_jax.errors import UserError
+from clue_jax.files import check_local
 
 TargetForm = Literal["model", "tf"]
 _ABOUT = (
@@ -70,6 +71,7 @@ def check_target(
     Raises:
       UserError: if the target is a file, or a folder that is not empty.
     """
+    check_local(path)
     target = Path(os.path.realpath(path))
     if source is not None:
         origin = Path(os.path.realpath(source))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from pathlib import Path
+
+from etils import epath
 
 from clue_jax.errors import UserError
 from clue_jax.files import atomic_file
@@ -38,7 +39,7 @@ def load_tokenizer(
     Raises:
       UserError: if a file is missing or damaged.
     """
-    has_model = (Path(vocab_file).parent / MODEL_FILE).exists()
+    has_model = (epath.Path(vocab_file).parent / MODEL_FILE).exists()
     if not has_model:
         return WordPieceTokenizer(vocab_file, lower_case, size)
     if size is not None:
@@ -54,5 +55,5 @@ def vocabulary_digest(tokenizer: Tokenizer) -> str:
 def copy_vocabulary(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:
     """Copies `vocab.txt`, and `tokenizer.model` where there is one, byte for byte."""
     for name, content in tokenizer.files.items():
-        with atomic_file(Path(directory) / name) as file:
+        with atomic_file(epath.Path(directory) / name) as file:
             file.write(content)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from clue_jax.errors import UserError
 from clue_jax.text.wordpiece import (
@@ -44,15 +44,15 @@ class SentencePieceTokenizer:
         import sentencepiece
 
         self.vocab_file = str(vocab_file)
-        self.model_file = Path(vocab_file).parent / MODEL_FILE
+        self.model_file = epath.Path(vocab_file).parent / MODEL_FILE
         self.lower_case = lower_case
         self.vocabulary = read_vocabulary(vocab_file)
-        self.files = {"vocab.txt": Path(vocab_file).read_bytes()}
+        self.files = {"vocab.txt": epath.Path(vocab_file).read_bytes()}
         try:
-            self._model = sentencepiece.SentencePieceProcessor(model_file=str(self.model_file))
+            self.files[MODEL_FILE] = self.model_file.read_bytes()
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=self.files[MODEL_FILE])
         except (OSError, RuntimeError) as error:
             raise UserError(f"{self.model_file}: cannot read ({error})") from error
-        self.files[MODEL_FILE] = self.model_file.read_bytes()
         pieces = [self._model.id_to_piece(i) for i in range(self._model.get_piece_size())]
         if [piece.strip() for piece in pieces] != self.vocabulary:
             raise UserError(f"{vocab_file}: not the pieces of {self.model_file} beside it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from clue_jax.files import json_text, write_text
 
 Item = TypeVar("Item")
+
+
+def show_warnings() -> None:
+    """Warnings of a command are lines of their own words on standard error.
+
+    absl, which orbax brings, has given the root logger a handler by then, which would put level and
+    module before each.
+    """
+    logging.basicConfig(level=logging.WARNING)
+    for handler in logging.root.handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(logging.Formatter("%(message)s"))
 
 
 class RunLog:

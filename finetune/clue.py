@@ -13,7 +13,8 @@ import tyro
 
 from clue_jax.compilation import keep_compiled
 from clue_jax.errors import UserError, run_command
-from clue_jax.files import atomic_file, json_text, write_json, write_text
+from clue_jax.files import atomic_file, check_local, json_text, write_json, write_text
+from clue_jax.runlog import show_warnings
 from clue_jax.sharding import make_mesh
 from finetune import evaluate, predict, run, submission
 from finetune.data import read_split
@@ -76,10 +77,11 @@ class Settings:
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Runs the command line; prints and returns the report."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    show_warnings()
     settings = tyro.cli(Settings, args=argv)
     keep_compiled()
     started = time.monotonic()
+    check_local(settings.output)
     output = Path(settings.output)
     names = _names(settings)
     diagnostics = _look_ahead(settings, names)

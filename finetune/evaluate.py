@@ -155,8 +155,10 @@ def is_blind(logits: Logits, kind: str) -> bool:
         outputs = np.concatenate(logits, axis=1).T
     else:
         outputs = np.concatenate(logits) if kind == "tags" else np.asarray(logits)
+    if len(outputs) < 2 or not np.isfinite(outputs).all():
+        return False
     deviations = [x[x > MASK_BIAS / 2].std() for x in outputs.T]  # what is masked is no output
-    return len(outputs) > 1 and max(deviations) < 0.01
+    return max(deviations) < 0.01
 
 
 def eval_batch_size(batch_size: int, mesh: jax.sharding.Mesh) -> int:

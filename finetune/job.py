@@ -107,13 +107,13 @@ class Job:
 
     def schedule(self, peak: float | jax.Array) -> optax.Schedule:
         """The learning rate by step, `peak` the largest."""
-        warmup_steps = int(self.settings.warmup * self.steps)
+        warmup_steps = int(self.plan.warmup * self.steps)
         return optim.learning_rate(self.plan.schedule, peak, self.steps, warmup_steps)
 
     def optimizer(self, peak: float | jax.Array) -> optax.GradientTransformation:
-        """The original's, with its second moment for fine-tuning."""
+        """The original's."""
         return optim.adamw(
-            self.schedule(peak), b2=0.999, weight_decay=self.settings.weight_decay,
+            self.schedule(peak), b2=self.plan.adam_b2, weight_decay=self.settings.weight_decay,
             layer_decay=self.settings.layer_decay, layers=self.config.num_hidden_layers,
         )  # fmt: skip
 
@@ -213,6 +213,7 @@ def prepare(settings: Settings, mesh: jax.sharding.Mesh) -> Job:
     tokenizer = loaded.tokenizer
     digests = {
         "model_sha256": merge.digest(loaded.params),
+        "config_sha256": _digest(_what_decides(loaded)),
         "vocab_sha256": _digest([tokenizer.lower_case, *tokenizer.vocabulary]),
     }
     rows: dict[str, Rows] = {}
@@ -230,6 +231,13 @@ def prepare(settings: Settings, mesh: jax.sharding.Mesh) -> Job:
         settings, plan, loaded, task, columns, given, rows["train"], rows["dev"], examples, count,
         digests, label_names(task, settings.data_dir),
     )  # fmt: skip
+
+
+def _what_decides(loaded: LoadedModel) -> list[Any]:
+    """Of a model's config what the numbers depend on."""
+    config = dataclasses.asdict(loaded.config)
+    del config["extra"]
+    return [*sorted(config.items()), loaded.info.get("normalization", "none")]
 
 
 def _digest(values: Iterable[Any]) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import tyro
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     mesh = make_mesh(settings.mesh)
     check_batch_size(settings.batch_size, mesh)
     count = predict(
-        settings.model, task, examples, Path(settings.output), seq_len, settings.batch_size, mesh,
+        settings.model, task, examples, settings.output, seq_len, settings.batch_size, mesh,
         settings.dtype,
     )  # fmt: skip
     result = {"output": settings.output, "task": task.name, "rows": count}
@@ -63,7 +63,7 @@ def predict(
     directory: str,
     task: Task,
     examples: Sequence[Any],
-    output: Path,
+    output: str | os.PathLike,
     seq_len: int,
     batch_size: int,
     mesh: Mesh,

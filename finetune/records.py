@@ -73,7 +73,7 @@ def _tabs(text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _quoted(text: str, source: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(text, newline="\n"), delimiter=separator)
+    reader = csv.reader(io.StringIO(text, newline="\n"), delimiter=separator, strict=True)
     csv.field_size_limit(1 << 30)
     try:
         for values in reader:

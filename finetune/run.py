@@ -20,9 +20,9 @@ from clue_jax.compilation import keep_compiled
 from clue_jax.convert import model_dir
 from clue_jax.data.batches import stream
 from clue_jax.errors import run_command
-from clue_jax.files import json_text, read_json, write_json
+from clue_jax.files import check_local, json_text, read_json, write_json
 from clue_jax.guard import SkipWatch, leave, terminable
-from clue_jax.runlog import RunLog
+from clue_jax.runlog import RunLog, show_warnings
 from clue_jax.train_state import abstract, new_state
 from finetune import evaluate as evaluation
 from finetune import predict
@@ -33,16 +33,16 @@ from finetune.model import random_params, saved_config, with_params
 from finetune.settings import Settings, claim
 from finetune.step import means
 
-
+_log = logging.getLogger(__name__)
 BLIND = (
-    "step %d: the model answers the same whatever it reads; if that stays, the training has undone "
-    "it: lower --learning-rate, or lengthen the warm-up"
+    "%s, step %d: the model answers the same whatever it reads; if that stays, the training has "
+    "undone it: lower --learning-rate, or lengthen the warm-up"
 )
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Runs the command line; prints and returns the result."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    show_warnings()
     settings = tyro.cli(Settings, args=argv)
     keep_compiled()
     result = run(settings)
@@ -61,6 +61,7 @@ def run(settings: Settings) -> dict[str, Any]:
     """
     # ---- What to train, on what ------------------------------------------------------------------
     started = time.monotonic()
+    check_local(settings.output)
     output = Path(settings.output)
     mesh = sharding.make_mesh(settings.mesh)
     job = prepare(settings, mesh)
@@ -121,7 +122,7 @@ def run(settings: Settings) -> dict[str, Any]:
                     entry = {"step": step, "loss": loss}
                     entry |= FORMS[task.kind].scores(task, job.dev, logits)
                     if evaluation.is_blind(logits, task.kind):
-                        logging.warning(BLIND, step)
+                        _log.warning(BLIND, output, step)
                     if best(history, task) is None or better(entry, best(history, task), task):
                         params = jax.device_get(state.params)
                         save_best(output, params, job)

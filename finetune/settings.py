@@ -52,7 +52,8 @@ class Settings:
     random_weights: bool = False
     """Take the model's sizes and vocabulary, but random weights."""
     recipe: Literal["default", "original"] = "default"
-    """original: length, batch, rate, epochs and schedule of the original's script for the task."""
+    """original: length, batch, rate, epochs, schedule, warm-up and second moment of the original's
+    script for the task."""
     epochs: float | None = None
     """Passes over the training set."""
     batch_size: int | None = None
@@ -69,8 +70,10 @@ class Settings:
     """Use the first so many examples of each set only, shared evenly over its files."""
     version: Literal["1.0", "1.1"] = "1.1"
     """Of the CLUE benchmark: which test file is predicted, and under which name."""
-    warmup: float = 0.1
-    """Share of the steps in which the learning rate rises."""
+    warmup: float | None = None
+    """Share of the steps in which the learning rate rises (default: the recipe's, mostly 0.1)."""
+    adam_b2: float | None = None
+    """Decay of Adam's second moment (default: the recipe's, mostly 0.999)."""
     schedule: Literal["linear", "original"] | None = None
     """linear: warm-up, then linear to zero. original: the decay counts from step 0 and jumps at
     the end of the warm-up (default: the recipe's)."""
@@ -178,7 +181,9 @@ def check(settings: Settings, plan: Recipe, loaded: LoadedModel, mesh: jax.shard
             raise UserError(f"--{name.replace('_', '-')} must be at least {low}")
     if plan.eval_every < 0 or (settings.limit is not None and settings.limit < 1):
         raise UserError("--eval-every must not be negative, and --limit at least 1")
-    if not 0 <= settings.warmup <= 1 or not 0 < settings.layer_decay <= 1:
+    if not 0 < plan.adam_b2 < 1:
+        raise UserError(f"--adam-b2 {plan.adam_b2} must lie between 0 and 1")
+    if not 0 <= plan.warmup <= 1 or not 0 < settings.layer_decay <= 1:
         raise UserError("--warmup must lie in 0..1 and --layer-decay in (0, 1]")
     sharding.check_batch_size(plan.batch_size, mesh)
     ways = mesh.shape["data"] * mesh.shape["fsdp"]

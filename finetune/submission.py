@@ -13,7 +13,7 @@ import tyro
 from clue_jax.archives import ZIP_ERRORS
 from clue_jax.errors import UserError, run_command
 from clue_jax.features.choices import BLANK
-from clue_jax.files import atomic_file, json_text
+from clue_jax.files import atomic_file, json_text, read_object
 from finetune.data import read_split
 from finetune.submission_faults import (
     OTHER_BOARDS,
@@ -55,7 +55,8 @@ class Check:
     data_root: str | None = None
     """Folder with the official zips or folders: ids and rows are compared with the test files."""
     complete: bool = False
-    """Every task must be there, and all of its rows; with --data-root, every test file as well."""
+    """Every task must be there, and all of its rows; with --data-root, every test file as well.
+    Without it nobody knows how many rows C3, CHID and the diagnostics have: see not_counted."""
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -87,7 +88,19 @@ def build(settings: Build) -> dict[str, Any]:
     files = {name: path for name, path in found.items() if name not in OTHER_BOARDS}
     if not files:
         raise UserError(f"{directory}: holds no prediction file of CLUE {settings.version}")
+    for path in files.values():
+        limit = _limit_of_run(path.parent)
+        if limit and limit != settings.limit:
+            raise UserError(
+                f"{path}: of a run with --limit {limit}, so not of the whole test set; "
+                f"--limit {limit} packs it as such"
+            )
     return pack(files, settings.output, settings.version, settings.limit)
+
+
+def _limit_of_run(folder: Path) -> int | None:
+    path = folder / "settings.json"
+    return read_object(path).get("limit") if path.exists() else None
 
 
 def pack(
@@ -138,7 +151,8 @@ def check(settings: Check) -> dict[str, Any]:
 
     Returns:
       "faults", one line each; "files", those that were checked; "not_compared", those of them whose
-      ids could not be compared with a test file.
+      ids could not be compared with a test file; "not_counted", those whose rows were not even
+      counted, since no official count is known.
 
     Raises:
       UserError: if the path or the data root cannot be read.
@@ -147,7 +161,7 @@ def check(settings: Check) -> dict[str, Any]:
     if root is not None and not Path(root).exists():
         raise UserError(f"{root}: no such file or folder")
     faults: list[str] = []
-    files, not_compared = [], []
+    files, not_compared, not_counted = [], [], []
     limit = _limit_of(path)
     for name, data in _contents(path, settings.version, faults):
         if name in files:
@@ -158,6 +172,8 @@ def check(settings: Check) -> dict[str, Any]:
         examples = _test_examples(task, settings.version, root) if task else None
         if task and examples is None:
             not_compared.append(name)
+            if settings.version not in task.test_rows:
+                not_counted.append(name)
             if settings.complete and root is not None and task.name != "diagnostics":
                 faults.append(f"{name}: no test file to compare it with; --data-root names one")
         faults += file_faults(name, data, settings.version, examples, limit)
@@ -173,7 +189,7 @@ def check(settings: Check) -> dict[str, Any]:
             faults.append(f"holds the first {limit} rows of each test set only")
     return {
         "path": settings.path, "version": settings.version, "files": files,
-        "not_compared": not_compared, "faults": faults,
+        "not_compared": not_compared, "not_counted": not_counted, "faults": faults,
     }  # fmt: skip
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import logging
 import math
 import shutil
 import time
@@ -32,9 +31,9 @@ from clue_jax.checkpoint import Checkpoints
 from clue_jax.compilation import keep_compiled
 from clue_jax.data.batches import Batch, stream
 from clue_jax.errors import UserError, run_command
-from clue_jax.files import json_text, write_json, write_text
+from clue_jax.files import check_local, json_text, write_json, write_text
 from clue_jax.guard import leave, terminable
-from clue_jax.runlog import RunLog
+from clue_jax.runlog import RunLog, show_warnings
 from clue_jax.train_state import TrainState, abstract
 from finetune import evaluate as evaluation
 from finetune import settings as run_settings
@@ -74,7 +73,7 @@ class Settings(run_settings.Settings):
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Runs the command line; prints the table and returns the result."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    show_warnings()
     settings = tyro.cli(Settings, args=argv)
     keep_compiled()
     result = sweep(settings)
@@ -96,6 +95,7 @@ def sweep(settings: Settings) -> dict[str, Any]:
     """
     # ---- What to train ---------------------------------------------------------------------------
     started = time.monotonic()
+    check_local(settings.output)
     output = Path(settings.output)
     mesh = sharding.make_mesh(settings.mesh)
     job = prepare(_of_a_run(settings), sharding.make_mesh("data=1"))

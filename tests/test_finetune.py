@@ -293,6 +293,12 @@ def test_a_folder_of_another_run_is_refused(finished, data, micro_model, tmp_pat
     (finished / "settings.json").write_text(moved)
     with pytest.raises(UserError, match="holds a run with model_sha256"):
         run.main(options(data, finished, tmp_path / "model", **given))
+    config = loaded.config.replace(hidden_act="relu")
+    model_dir.save(
+        tmp_path / "model", source.load(micro_model).params, config, loaded.tokenizer, source="x"
+    )
+    with pytest.raises(UserError, match="holds a run with config_sha256"):
+        run.main(options(data, finished, tmp_path / "model", **given))
     (finished / "settings.json").write_text(before)
     for split in ("train", "dev", "test"):
         folder = tmp_path / split / "afqmc"
@@ -301,16 +307,6 @@ def test_a_folder_of_another_run_is_refused(finished, data, micro_model, tmp_pat
         (folder / f"{split}.json").write_text(text.replace("来", "亮", 1), encoding="utf-8")
         with pytest.raises(UserError, match=f"holds a run with {split}_sha256"):
             run.main(options(folder, finished, micro_model, **given))
-
-
-def test_a_run_without_gain_stops_early(data, micro_model, tmp_path):
-    """At no rate to speak of nothing gets better after the first evaluation."""
-    given = options(
-        data, tmp_path / "out", micro_model, learning_rate=1e-30, patience=2, eval_every=1
-    )
-    result = run.main(given)
-    assert (result["best_step"], result["last_step"], result["steps"]) == (1, 3, 12)
-    assert (tmp_path / "out" / "afqmc_predict.json").exists()
 
 
 def test_a_run_that_was_moved_says_where_it_is(finished, data, micro_model, tmp_path):
@@ -327,25 +323,12 @@ def test_a_run_that_was_moved_says_where_it_is(finished, data, micro_model, tmp_
     assert result["prediction"] == str(tmp_path / "moved" / "afqmc_predict.json")
 
 
-def test_a_run_that_came_apart_goes_on(data, micro_model, tmp_path, monkeypatch):
-    """Numbers that are none stand in its log as null, and are worse than any when read again."""
-    given = options(data, tmp_path / "out", micro_model, learning_rate=1e30, eval_every=2, epochs=1)
-    with monkeypatch.context() as patch:
-        patch.setattr(run.evaluation, "evaluate", _fail_at(run.evaluation.evaluate, 2))
-        with pytest.raises(KeyboardInterrupt):
-            run.main(given)
-    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
-    assert any(json.loads(line).get("dev/loss", 0) is None for line in lines)
-    with pytest.raises(UserError, match="the gradient was not finite in steps 3 to 5"):
-        run.main(given)
-
-
 def test_a_run_goes_on_on_other_devices(data, micro_model, tmp_path, monkeypatch):
     """Cut after its second evaluation on one device, ended on eight."""
     given = {"epochs": 2, "seq_len": 32, "dropout": 0.1}
     whole = run.main(options(data, tmp_path / "whole", micro_model, **given))
     with monkeypatch.context() as patch:
-        patch.setattr(run.evaluation, "evaluate", _fail_at(run.evaluation.evaluate, 3))
+        patch.setattr(run.evaluation, "evaluate", fail_at(run.evaluation.evaluate, 3))
         with pytest.raises(KeyboardInterrupt):
             run.main(options(data, tmp_path / "cut", micro_model, **given))
     assert {p.name for p in (tmp_path / "cut" / "checkpoints").iterdir()} == {"4", "8"}
@@ -355,7 +338,7 @@ def test_a_run_goes_on_on_other_devices(data, micro_model, tmp_path, monkeypatch
         np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-4)
 
 
-def _fail_at(function, count):
+def fail_at(function, count):
     """The function, whose call of that number is interrupted."""
     calls = []
 

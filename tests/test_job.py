@@ -14,9 +14,11 @@ from clue_jax import losses, sharding
 from clue_jax.convert import merge
 from clue_jax.files import json_text
 from clue_jax.model import ChoiceModel, SpanModel
+from clue_jax.model.layers import MASK_BIAS
 from clue_jax.train_state import new_state
 from finetune import clue, presets
 from finetune.data import read_examples, read_split
+from finetune.evaluate import is_blind
 from finetune.forms import FORMS
 from finetune.forms.choices import Blank, decide
 from finetune.forms.tags import decode
@@ -38,6 +40,36 @@ def folder(tmp_path_factory):
     for split in ("train", "dev", "test"):
         (folder / f"{split}.json").write_text(text, encoding="utf-8")
     return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [("single", (9, 3)), ("score", (9, 1)), ("multi", (9, 3)), ("choice", (9, 4))],
+)
+def test_outputs_that_tell_no_inputs_apart(kind, shape):
+    """A class may be likelier than another all the same; a choice may not."""
+    random = np.random.default_rng(0)
+    same = random.normal(size=(1, 1) if kind == "choice" else (1, shape[1]))
+    logits = same + random.normal(0, 0.002, shape)
+    assert is_blind(logits, kind)
+    if kind == "choice":
+        padded = np.concatenate([logits, np.full((9, 1), MASK_BIAS)], axis=1)
+        assert is_blind(padded, kind)
+    logits[4, 0] += 0.2
+    assert not is_blind(logits, kind)
+
+
+@pytest.mark.parametrize("kind", ["spans", "tags"])
+def test_outputs_that_tell_no_positions_apart(kind):
+    random = np.random.default_rng(0)
+    rows = [np.float32([[1, -2]]) + random.normal(0, 0.002, (n, 2)) for n in (5, 9)]
+    rows = [row.T for row in rows] if kind == "spans" else rows
+    assert is_blind(rows, kind)
+    if kind == "spans":
+        rows[0][:, 0] = MASK_BIAS
+        assert is_blind(rows, kind)
+    rows[1][1, 1] += 0.2
+    assert not is_blind(rows, kind)
 
 
 @pytest.fixture
@@ -70,14 +102,14 @@ def test_the_rate_by_step(make_job):
 
 
 def test_the_optimizer_is_as_asked_for(make_job):
-    """One update by hand, without correction of the moments: b1 0.9, b2 0.999."""
-    job = make_job(warmup=0.0, weight_decay=0.25, layer_decay=0.5)
+    """One update by hand, without correction of the moments: b1 0.9, b2 0.99."""
+    job = make_job(warmup=0.0, weight_decay=0.25, layer_decay=0.5, adam_b2=0.99)
     params = start(job).params
     gradients = jax.tree.map(lambda x: jnp.full_like(x, 1e-3), params)
     optimizer = job.optimizer(0.5)
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
     updates, flat = merge.flatten(updates), merge.flatten(params)
-    adam = 0.1 * 1e-3 / (np.sqrt(0.001) * 1e-3 + 1e-6)
+    adam = 0.1 * 1e-3 / (np.sqrt(0.01) * 1e-3 + 1e-6)
     for path, share, decay in (
         ("classifier/kernel", 1.0, 0.25),
         ("classifier/bias", 1.0, 0.0),
@@ -173,6 +205,11 @@ def test_recipes():
         for config in (small, large):
             recipe = presets.recipe(task, config, original=True)
             assert recipe == presets.Recipe(*expected, schedule="original")
+    original = {task: presets.recipe(task, small, True) for task in presets.ORIGINAL}
+    assert {name: r.warmup for name, r in original.items() if r.warmup != 0.1} == {
+        "c3": 0.05, "chid": 0.06,
+    }  # fmt: skip
+    assert [name for name, r in original.items() if r.adam_b2 != 0.999] == ["msra_ner"]
     assert presets.recipe("tnews", large, original=False) == presets.Recipe(128, 16, 2e-5, 3)
     assert presets.recipe("tnews", small, False) != presets.recipe("tnews", large, False)
     assert presets.recipe("lcqmc", large, original=False) == presets.OTHER["large"]

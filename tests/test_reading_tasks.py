@@ -258,12 +258,35 @@ REFUSED = [
     ("chid", '{"content": []}', 'x.json, line 1: needs "candidates" and "content"'),
     ("cluener", ner({"name": {"五点": [[2, 9]]}}), "line 1: name at 2..9 is outside"),
     ("cluener", ner({"pet": {"五点": [[2, 3]]}}), "line 1: tag 'B-pet' is not one of cluener's"),
+    ("cluener", ner({"name": {"五点": [[2, 4]]}}), "line 1: name at 2..4 is outside"),
+    ("cluener", ner({"name": {"晨": [[1, 2]]}}), "line 1: '晨' is not at [1, 2], where '晨五'"),
     ("cluener", ner("name"), 'x.json, line 1: no "label" with entities'),
     ("msra_ner", "清 B-PER\n晨\n", "x.json, line 2: 1 columns, unlike the line before"),
     ("msra_ner", "清 B-CAT\n", "x.json, line 1: tag 'B-CAT' is not one of msra_ner's"),
     ("msra_ner", "text_a\tlabel\n清 晨\tO\n", "x.json, line 2: 2 units, but 1 tags"),
     ("msra_ner", "", "x.json: holds no sentences"),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("indent", [None, 0, 2])
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+def test_squad_s_forms_are_told_apart(indent, bom):
+    """One document, however it is laid out, or articles in lines, be it one."""
+    document = json.loads(cmrc())
+    questions = json.dumps(document, indent=indent)
+    lines = json.dumps(document["data"][0])
+    for text, count in ((questions, 1), (lines, 1), (f"{lines}\n{lines}\n", 2)):
+        assert len(read_examples(TASKS["cmrc2018"], ((bom + text).encode(), "x"), True)) == count
+
+
+def test_msra_as_others_name_it(tmp_path):
+    """Three TSV files; between U+0002 a unit may be a blank."""
+    for split, name in (("train", "清"), ("dev", "晨"), ("test", "灯")):
+        row = "\x02".join((name, " ", "亮")), "\x02".join(("B-PER", "O", "O"))
+        (tmp_path / f"{split}.tsv").write_text("text_a\tlabel\n" + "\t".join(row) + "\n", "utf-8")
+    for split, name in (("train", "清"), ("dev", "晨"), ("test", "灯")):
+        (found,) = read_split(TASKS["msra_ner"], tmp_path, split)
+        assert found.units == (name, " ", "亮")
 
 
 @pytest.mark.parametrize(("task", "text", "message"), REFUSED)

@@ -34,6 +34,8 @@ def test_tabs_and_quotes():
     ]
     with pytest.raises(UserError, match=r"f, line 2: not valid CSV \(new-line"):
         list(tab_separated(b"a,b\n1\r2,3\n", "f", separator=","))
+    with pytest.raises(UserError, match=r"f, line 3: not valid CSV \(','"):  # one opened in line 2
+        list(tab_separated(b'a,b\n"1,2\n3 "4",5\n6,7\n', "f", separator=","))
     with pytest.raises(UserError, match=r"f, line 3: 1 columns, expected 2 \(a, b\)"):
         list(tab_separated(b"a\tb\n1\t2\n\n", "f"))
 

@@ -270,6 +270,24 @@ def test_a_complete_zip_passes_without_test_files(shared, tmp_path):
             path.write_text((line + "\n") * count, encoding="utf-8")
     result = submission.main(["check", str(folder), "--complete"])
     assert result["faults"] == [] and "c311_predict.json" in result["not_compared"]
+    uncounted = ["c311_predict.json", "chid11_predict.json", "diagnostics_predict.json"]
+    assert result["not_counted"] == uncounted
+
+
+def test_a_cut_run_is_not_packed_as_a_whole_one(tmp_path):
+    """Not even of a task whose row count nobody published."""
+    run = tmp_path / "runs" / "c3"
+    run.mkdir(parents=True)
+    (run / "c311_predict.json").write_text('{"id": 0, "label": 1}\n' * 32)
+    (run / "settings.json").write_text('{"limit": 32}')
+    build = ["build", str(tmp_path / "runs"), "--output", str(tmp_path / "a.zip")]
+    with pytest.raises(UserError, match="c311_predict.json: of a run with --limit 32"):
+        submission.main(build)
+    submission.main([*build, "--limit", "32"])
+    assert zipfile.ZipFile(tmp_path / "a.zip").comment.endswith(b"32")
+    (run / "settings.json").write_text('{"limit": null}')
+    submission.main(build)
+    assert not zipfile.ZipFile(tmp_path / "a.zip").comment
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,20 @@ def test_what_the_original_could_not_read():
     assert read_examples(TASKS["cluewsc2020"], (data, "x"), True)[0].label == "true"
 
 
+def test_lcqmc_with_and_without_header_and_labels():
+    rows = [("甲", "乙"), ("丙", "丁")]
+    for columns in (2, 3):
+        bare = "".join("\t".join((*row, "1")[:columns]) + "\r\n" for row in rows)
+        for header in ("", "text_a\ttext_b\tlabel", "\ufeffsentence1\tsentence2\tlabel"):
+            cut = "\t".join(header.split("\t")[:columns])
+            data = (f"{cut}\r\n{bare}" if header else bare).encode()
+            found = read_examples(TASKS["lcqmc"], (data, "x"), False)
+            assert [(e.text_a, e.text_b) for e in found] == rows
+            assert [e.id for e in found] == [0, 1], (columns, header)
+    with pytest.raises(UserError, match="line 1: no field 'label'"):
+        read_examples(TASKS["lcqmc"], ("甲\t乙\n".encode(), "x"), True)
+
+
 def test_kinds_of_labels():
     task = dataclasses.replace(TASKS["afqmc"], kind="multi", labels=("x", "y"))
     data = b'{"sentence1": "a", "sentence2": "b", "label": "x, y"}\n'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -91,7 +92,7 @@ def read(
 def _paragraphs(content: Content) -> list[dict[str, Any]]:
     """All paragraphs; the articles stand under "data", or one in each line."""
     data, source = content
-    if data.lstrip()[:1] == b"{" and b"\n{" in data.strip():
+    if _is_lines(data):
         articles = [record for _, record in json_lines(data, source)]
     else:
         document = json_document(data, source)
@@ -103,6 +104,15 @@ def _paragraphs(content: Content) -> list[dict[str, Any]]:
     if not all(isinstance(paragraph, dict) for paragraph in found):
         raise UserError(f"{source}: a paragraph is no object")
     return found
+
+
+def _is_lines(data: bytes) -> bool:
+    """Whether each line is an article: the first one then is one by itself."""
+    try:
+        first = json.loads(data.removeprefix(b"\xef\xbb\xbf").strip().split(b"\n", 1)[0])
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(first, dict) and "data" not in first
 
 
 def _list(value: Any) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from clue_jax.errors import UserError
 from clue_jax.features.entities import from_mentions, labels_for, tags_of, without_overlaps
@@ -27,6 +28,7 @@ def _read(task: Task, content: Content, labelled: bool, answers: Content | None)
                 raise UserError(f'{place}: no "label" with entities')
             try:
                 entities = from_mentions(record["label"])
+                _check_places(text, record["label"])
                 apart = without_overlaps(entities)
                 overlapping += len(entities) - len(apart)
                 tags = tuple(tags_of(apart, len(text)))
@@ -41,6 +43,19 @@ def _read(task: Task, content: Content, labelled: bool, answers: Content | None)
             "%s: %d entities overlap a longer one and carry no tags", source, overlapping
         )
     return examples
+
+
+def _check_places(text: str, mentions: Mapping[str, Mapping[str, list[list[int]]]]) -> None:
+    """Raises ValueError for a place where the text has something else than the mention: such ends
+    are exclusive, or count bytes."""
+    for of_kind in mentions.values():
+        for mention, places in of_kind.items():
+            for start, end in places:
+                if text[start : end + 1] != mention:
+                    raise ValueError(
+                        f"{mention!r} is not at [{start}, {end}], where {text[start : end + 1]!r} "
+                        "stands; places count characters from 0, and ends are inclusive"
+                    )
 
 
 TASK = Task(

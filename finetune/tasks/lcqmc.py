@@ -1,9 +1,25 @@
-"""LCQMC: do two questions ask the same? Tab-separated, without a header."""
+"""LCQMC: do two questions ask the same? Tab-separated, with or without a header."""
 
-import functools
+from collections.abc import Iterator
+from typing import Any
 
 from finetune.records import tab_separated
 from finetune.task import Task
+
+_COLUMNS = ("text_a", "text_b", "label")
+_HEADERS = (_COLUMNS, ("sentence1", "sentence2", "label"), ("query1", "query2", "label"))
+
+
+def _records(data: bytes, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The pairs of a file. A test set may have no column of labels."""
+    first = data.removeprefix(b"\xef\xbb\xbf").split(b"\n", 1)[0].rstrip(b"\r")
+    cells = tuple(first.decode("utf-8", "replace").split("\t"))
+    width = 2 if len(cells) == 2 else 3
+    records = tab_separated(data, source, _COLUMNS[:width])
+    if cells in {header[:width] for header in _HEADERS}:
+        next(records)
+    return records
+
 
 TASK = Task(
     name="lcqmc",
@@ -13,5 +29,5 @@ TASK = Task(
     dev="dev.tsv",
     test={"1.1": "test.tsv"},
     archive="lcqmc.zip",
-    records=functools.partial(tab_separated, columns=("text_a", "text_b", "label")),
+    records=_records,
 )

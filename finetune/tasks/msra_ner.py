@@ -20,8 +20,8 @@ def _read(
     examples = []
     for line, record in tab_separated(data, source):
         place = f"{source}, line {line}"
-        units = record["text_a"].replace("\x02", " ").split(" ")
-        given = record["label"].replace("\x02", " ").split(" ") if labelled else []
+        units = _parts(record["text_a"])
+        given = _parts(record["label"]) if labelled else []
         if labelled and len(units) != len(given):
             raise UserError(f"{place}: {len(units)} units, but {len(given)} tags")
         bio = tags.to_bio(given, place)
@@ -32,13 +32,18 @@ def _read(
     return examples
 
 
+def _parts(text: str) -> list[str]:
+    """Between U+0002 a unit may be a blank."""
+    return text.split("\x02" if "\x02" in text else " ")
+
+
 TASK = Task(
     name="msra_ner",
     kind="tags",
     labels=labels_for(("PER", "LOC", "ORG")),
-    train="train.txt",
-    # There is no third set: the original chooses on the test set as well.
-    dev="dev.txt|test.tsv|test.txt",
+    train="train.txt|train.tsv",
+    # Where there is no third set, the test set chooses, as it does in the original.
+    dev="dev.txt|dev.tsv|test.tsv|test.txt",
     test={"1.1": "test.tsv|test.txt"},
     archive="msra_ner.zip",
     read=_read,

@@ -17,7 +17,7 @@ from clue_jax.serving.models import Served
 
 _log = logging.getLogger(__name__)
 _CONNECTIONS = 4000  # open at the same time; more get a 503
-_LAST_REQUESTS = 0.25  # seconds for the requests of those that connected last
+_LAST_REQUESTS = 1.0  # seconds for the requests of those that connected last, on a busy machine
 _MARGIN = 30  # seconds beyond the longest request for what is still answered at the end
 
 

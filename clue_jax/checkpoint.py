@@ -155,12 +155,12 @@ class Checkpoints:
             number = jax.device_put(jnp.int32(step), like.step.sharding)
             return dataclasses.replace(like, step=number, **items)
         directory = epath.Path(self._checkpointer.directory)
-        aside = [path.name.removeprefix(_ASIDE) for path in directory.glob(f"{_ASIDE}*")]
+        names = (path.name.removeprefix(_ASIDE) for path in directory.glob(f"{_ASIDE}*"))
+        aside = sorted((int(name) for name in names if name.isdigit()), reverse=True)
         if aside:  # by this run, or one before: none starts anew by itself
             raise UserError(
                 f"{directory}: all checkpoints are damaged (steps "
-                f"{', '.join(sorted(aside, key=int, reverse=True))}); remove the folder to start "
-                "anew"
+                f"{', '.join(map(str, aside))}); remove the folder to start anew"
             )
         return None
 
@@ -230,7 +230,7 @@ def _unreadable(place: epath.Path, error: BaseException) -> UserError:
         is_memory = isinstance(link, MemoryError)
         is_system = isinstance(link, OSError) and link.errno in _OF_THE_MACHINE
         if is_memory or is_system or _MACHINE_SAYS.search(str(link)):
-            return UserError(f"{said}; nothing was changed, the same command tries again")
+            return UserError(f"{said}; it is left as it is, and the same command tries again")
         link = link.__cause__ or link.__context__
     return _Damaged(said)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import zipfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from finetune.forms import FORMS
 from finetune.records import json_lines
 from finetune.task import Content, Task
 
+_log = logging.getLogger(__name__)
 NAMES_FILE = "labels.json"
 # CLUE's own; `NAME_public.zip` lies there for each of its tasks.
 ADDRESS = "https://storage.googleapis.com/cluebenchmark/tasks"
@@ -55,6 +57,8 @@ def read_split(
             raise UserError(f"{place}: holds no {shown} of {task.name}, nor {task.archive}")
         if found is None:
             return None
+        if split == "dev" and Path(found[1]).name in task.test.get(version, "").split("|"):
+            _log.warning("%s: chooses the best checkpoint, and is predicted as well", found[1])
         answers = None
         if split != "test" and task.answers_file:
             answers = _read(task, place, task.answers_file(Path(found[1]).name))

@@ -279,7 +279,7 @@ def test_squad_s_forms_are_told_apart(indent, bom):
         assert len(read_examples(TASKS["cmrc2018"], ((bom + text).encode(), "x"), True)) == count
 
 
-def test_msra_as_others_name_it(tmp_path):
+def test_msra_as_others_name_it(tmp_path, caplog):
     """Three TSV files; between U+0002 a unit may be a blank."""
     for split, name in (("train", "清"), ("dev", "晨"), ("test", "灯")):
         row = "\x02".join((name, " ", "亮")), "\x02".join(("B-PER", "O", "O"))
@@ -287,6 +287,10 @@ def test_msra_as_others_name_it(tmp_path):
     for split, name in (("train", "清"), ("dev", "晨"), ("test", "灯")):
         (found,) = read_split(TASKS["msra_ner"], tmp_path, split)
         assert found.units == (name, " ", "亮")
+    assert not caplog.text
+    (tmp_path / "dev.tsv").unlink()
+    (found,) = read_split(TASKS["msra_ner"], tmp_path, "dev")
+    assert found.units[0] == "灯" and "test.tsv: chooses the best checkpoint" in caplog.text
 
 
 @pytest.mark.parametrize(("task", "text", "message"), REFUSED)
